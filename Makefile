@@ -1,0 +1,95 @@
+# What there is to do, each from a fresh clone with nothing but Python 3.11+ and make:
+#   make run     prepare everything and serve on 127.0.0.1:$PORT (8000)
+#   make test    all tests                     make check   lint, types, import laws, templates, migrations
+#   make bench   the side-by-side measurement  make lock    pin the newest versions that pyproject.toml allows
+# Variables: PYTHON (which to make the environment with), VENV (where it is), PYTEST_ARGS.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := run
+.DELETE_ON_ERROR:
+.PHONY: run test coverage check format bench lock chromium clean
+
+VENV ?= .venv
+VENV_BENCH ?= .venv-bench
+PYTEST_ARGS ?=
+
+OLD_ENOUGH = -c 'import sys; sys.exit(sys.version_info < (3, 11))'
+PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
+	if $$python $(OLD_ENOUGH) >/dev/null 2>&1; then command -v $$python; break; fi; done)
+PIP_INSTALL = -m pip install --quiet --disable-pip-version-check --require-hashes -r
+TEMPLATES = $(shell find templates -name '*.html')
+
+run: $(VENV)/.installed
+	@$(VENV)/bin/python manage.py first_run
+	@WEB_CONCURRENCY=$${WEB_CONCURRENCY:-1} exec $(VENV)/bin/python manage.py serve
+
+test: $(VENV)/.installed-dev chromium
+	$(VENV)/bin/python -X dev -m pytest $(PYTEST_ARGS)
+
+coverage: $(VENV)/.installed-dev chromium
+	$(VENV)/bin/python -m pytest --cov --cov-report= $(PYTEST_ARGS)
+	$(VENV)/bin/python -m coverage report --include='relay/rules/*' --fail-under=100
+	$(VENV)/bin/python -m coverage report --include='relay/*' --fail-under=90
+
+check: $(VENV)/.installed-dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+	$(if $(TEMPLATES),$(VENV)/bin/djade --check --target-version 5.2 $(TEMPLATES))
+	DJANGO_SETTINGS_MODULE=tests.settings $(VENV)/bin/python manage.py makemigrations --check --dry-run
+	DJANGO_SETTINGS_MODULE=tests.settings $(VENV)/bin/python manage.py check --fail-level WARNING
+
+format: $(VENV)/.installed-dev
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+	$(if $(TEMPLATES),$(VENV)/bin/djade --target-version 5.2 $(TEMPLATES))
+
+bench: $(VENV)/.installed $(VENV_BENCH)/.installed
+	$(VENV_BENCH)/bin/python -m bench
+
+# Plain names in the locks: no index host or local path belongs there.
+COMPILE = CUSTOM_COMPILE_COMMAND="make lock" $(VENV)/bin/pip-compile --quiet --generate-hashes --allow-unsafe \
+	--no-emit-index-url --no-emit-trusted-host --no-emit-find-links --strip-extras --extra
+lock: $(VENV)/.installed-dev
+	$(COMPILE) postgres --upgrade -o requirements.lock pyproject.toml
+	$(COMPILE) postgres --extra dev -c requirements.lock --upgrade -o requirements-dev.lock pyproject.toml
+	$(COMPILE) bench -c requirements.lock --upgrade -o requirements-bench.lock pyproject.toml
+
+clean:
+	rm -rf $(VENV) $(VENV_BENCH) .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist \
+		*.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamps are newer than the lock they were installed from: a second run installs nothing.
+$(VENV)/.installed: requirements.lock | $(VENV)/bin/python
+	@echo "Installing what requirements.lock names into $(VENV)"
+	@$(VENV)/bin/python $(PIP_INSTALL) requirements.lock
+	@touch $@
+
+$(VENV)/.installed-dev: requirements-dev.lock | $(VENV)/bin/python
+	@echo "Installing what requirements-dev.lock names into $(VENV)"
+	@$(VENV)/bin/python $(PIP_INSTALL) requirements-dev.lock
+	@touch $@ $(VENV)/.installed  # the one lock holds the other
+
+$(VENV_BENCH)/.installed: requirements-bench.lock | $(VENV_BENCH)/bin/python
+	@echo "Installing what requirements-bench.lock names into $(VENV_BENCH)"
+	@$(VENV_BENCH)/bin/python $(PIP_INSTALL) requirements-bench.lock
+	@touch $@
+
+$(VENV)/bin/python $(VENV_BENCH)/bin/python:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed and none is on PATH: install it, or run make with PYTHON=/path/to/it." >&2; exit 1; }
+	@"$(PYTHON)" $(OLD_ENOUGH) || { echo "$(PYTHON) is older than Python 3.11: run make with PYTHON=/path/to/a/newer/one." >&2; exit 1; }
+	@"$(PYTHON)" -m venv "$(@D)/.." || { echo "$(PYTHON) cannot make a virtual environment: install its venv module (Debian: apt-get install python3-venv)." >&2; exit 1; }
+
+# The browser test drives whichever of these is there.
+chromium:
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || { \
+		as_root=; test "$$(id -u)" = 0 || as_root="sudo -n"; \
+		if command -v apt-get >/dev/null && $$as_root true 2>/dev/null; then \
+			echo "Installing chromium for the browser test"; \
+			$$as_root apt-get update -qq && \
+			$$as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium >/dev/null; \
+		else \
+			echo "The browser test needs chromium or google-chrome on PATH: install one of them." >&2; exit 1; \
+		fi; }

@@ -1,0 +1,172 @@
+"""Django settings, made from the environment that `config.environment` read and checked. Nothing else reads it.
+
+Relayed requests meet none of MIDDLEWARE: `relay.serving` takes them first. What is here serves the admin and static
+files.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from config import environment
+
+_env = environment.read()
+
+BASE_DIR = environment.CODE_ROOT
+DEBUG: bool = _env["DEBUG"]
+SECRET_KEY: str = _env["SECRET_KEY"]
+ALLOWED_HOSTS: list[str] = list(_env["ALLOWED_HOSTS"])
+CSRF_TRUSTED_ORIGINS: list[str] = list(_env["CSRF_TRUSTED_ORIGINS"])
+
+INSTALLED_APPS = [
+    "unfold",
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "whitenoise.runserver_nostatic",
+    "django.contrib.staticfiles",
+    "relay",
+]
+
+MIDDLEWARE = [
+    "config.middleware.believe_trusted_proxies_only",
+    "django.middleware.security.SecurityMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+]
+
+ROOT_URLCONF = "config.urls"
+ASGI_APPLICATION = "config.asgi.application"
+
+TEMPLATES: list[dict[str, Any]] = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        # A checkout keeps them at the top, an installed package inside `relay`; either way before unfold's.
+        "DIRS": [BASE_DIR / "templates" if environment.IS_CHECKOUT else BASE_DIR / "relay" / "templates"],
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ],
+        },
+    },
+]
+
+
+def _database(url: dict[str, Any]) -> dict[str, Any]:
+    """The database with what several processes on it need."""
+    # Under ASGI no thread belongs to a connection: none outlives its request.
+    database = {**url, "CONN_MAX_AGE": 0}
+    if database["ENGINE"].endswith("sqlite3"):
+        # WAL: readers and the one writer do not wait for each other. IMMEDIATE: a transaction queues at its start, for
+        # up to `timeout` seconds, where one that turned writer half-way would fail at once.
+        return database | {
+            "OPTIONS": {
+                "transaction_mode": "IMMEDIATE",
+                "timeout": 5,
+                "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA foreign_keys=ON",
+            }
+        }
+    # A worker's pool is small: the watcher and the admin are all that use it.
+    pool = {"min_size": 0, "max_size": 8, "timeout": 5, "max_idle": 60}
+    options = {"connect_timeout": 5, "pool": pool, **database.get("OPTIONS", {})}
+    return database | {"OPTIONS": options, "CONN_HEALTH_CHECKS": True}
+
+
+DATABASES = {"default": _database(_env["DATABASE_URL"])}
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": "django.contrib.auth.password_validation.UserAttributeSimilarityValidator"},
+    {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator", "OPTIONS": {"min_length": 10}},
+    {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
+]
+
+LANGUAGE_CODE = "en"
+TIME_ZONE: str = _env["TIME_ZONE"]
+USE_I18N = True
+USE_TZ = True
+
+STATIC_URL = "static/"
+STATIC_ROOT = _env["RELAY_DATA_DIR"] / "static"
+STORAGES = {
+    "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
+    "staticfiles": {"BACKEND": "config.static.CollectedStaticFiles"},
+}
+# Without collected files the admin is served from the packages: slower, but whole.
+WHITENOISE_USE_FINDERS = not (STATIC_ROOT / "staticfiles.json").is_file()
+
+# Relayed pages share the origin with the admin: its cookies stay under /admin/ and out of scripts' reach.
+_HTTPS_ONLY: bool = _env["RELAY_HTTPS_ONLY"]
+SESSION_COOKIE_PATH = "/admin/"
+SESSION_COOKIE_HTTPONLY = True
+SESSION_COOKIE_SAMESITE = "Lax"
+SESSION_COOKIE_SECURE = _HTTPS_ONLY
+CSRF_COOKIE_PATH = "/admin/"
+CSRF_COOKIE_HTTPONLY = True
+CSRF_COOKIE_SAMESITE = "Lax"
+CSRF_COOKIE_SECURE = _HTTPS_ONLY
+SECURE_SSL_REDIRECT = _HTTPS_ONLY
+SECURE_HSTS_SECONDS = 365 * 24 * 3600 if _HTTPS_ONLY else 0
+# Safe because `believe_trusted_proxies_only` drops the header from everyone else.
+SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
+SECURE_CONTENT_TYPE_NOSNIFF = True
+SECURE_REFERRER_POLICY = "same-origin"
+SECURE_CROSS_ORIGIN_OPENER_POLICY = "same-origin"
+X_FRAME_OPTIONS = "DENY"
+LOGIN_URL = "admin:login"
+
+LOGGING: dict[str, Any] = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"line": {"()": "config.logs.LineFormatter"}},
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "root": {
+        "handlers": ["stderr"],
+        "level": "WARNING" if _env["LOG_LEVEL"] in {"DEBUG", "INFO"} else _env["LOG_LEVEL"],
+    },
+    "loggers": {
+        "relay": {"level": _env["LOG_LEVEL"]},
+        # No mail to admins, and no console handler that only speaks under DEBUG.
+        "django": {"handlers": ["stderr"], "level": _env["LOG_LEVEL"], "propagate": False},
+        "django.server": {"handlers": ["stderr"], "level": "INFO", "propagate": False},
+        # SQL at DEBUG has parameters in it.
+        "django.db.backends": {"level": "INFO"},
+        "django.template": {"level": "INFO"},
+        # It logs query strings, secrets included; ours is `RELAY_ACCESS_LOG`.
+        "uvicorn.access": {"handlers": [], "level": "CRITICAL", "propagate": False},
+    },
+}
+
+UNFOLD: dict[str, Any] = {
+    "SITE_TITLE": "Relay",
+    "SITE_HEADER": "Relay",
+    "SITE_SYMBOL": "swap_horiz",
+    "SHOW_VIEW_ON_SITE": False,
+}
+
+RELAY_DATA_DIR = _env["RELAY_DATA_DIR"]
+RELAY_MIDDLEWARE: tuple[str, ...] = _env["RELAY_MIDDLEWARE"]
+RELAY_TRUSTED_PROXIES: tuple[str, ...] = _env["TRUSTED_PROXIES"]
+RELAY_MAX_HEADER_BYTES: int = _env["RELAY_MAX_HEADER_BYTES"]
+RELAY_ACCESS_LOG: str = _env["RELAY_ACCESS_LOG"]
+RELAY_VIA: str = _env["RELAY_VIA"]
+RELAY_CATALOG_POLL_SECONDS: float = _env["RELAY_CATALOG_POLL_SECONDS"]
+
+# `manage.py serve` and `first_run`
+RELAY_GUNICORN_OPTIONS = "config.gunicorn.options"
+RELAY_FIRST_ADMIN_NAME: str = _env["DJANGO_SUPERUSER_USERNAME"]
+RELAY_FIRST_ADMIN_PASSWORD: str | None = _env["DJANGO_SUPERUSER_PASSWORD"]
+RELAY_PORT: int = _env["PORT"]
+RELAY_WORKERS: int | None = _env["WEB_CONCURRENCY"]
+RELAY_GRACEFUL_SECONDS: int = _env["RELAY_GRACEFUL_SECONDS"]
+RELAY_LOG_LEVEL: str = _env["LOG_LEVEL"]

@@ -1,0 +1,14 @@
+"""Where static files' names come from: hashed ones once collected, their plain ones before."""
+
+from __future__ import annotations
+
+from whitenoise.storage import CompressedManifestStaticFilesStorage
+
+
+class CollectedStaticFiles(CompressedManifestStaticFilesStorage):
+    """The manifest storage refuses to render a page before `collectstatic` ran; the admin is to work then too."""
+
+    manifest_strict = False
+
+    def stored_name(self, name: str) -> str:
+        return super().stored_name(name) if self.hashed_files else name

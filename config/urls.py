@@ -1,0 +1,13 @@
+"""The project's URLs: the admin, what the relay brings, and a root that leads to the admin."""
+
+from __future__ import annotations
+
+from django.contrib import admin
+from django.urls import include, path
+from django.views.generic import RedirectView
+
+urlpatterns = [
+    path("admin/", admin.site.urls),
+    path("", include("relay.urls")),
+    path("", RedirectView.as_view(pattern_name="admin:index"), name="root"),
+]

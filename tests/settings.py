@@ -1,0 +1,33 @@
+"""The project's settings for tests and type checks.
+
+Of the shell's environment only DATABASE_URL counts, and the data folder is one of their own.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from config.environment import VARIABLES
+
+_folder = tempfile.mkdtemp(prefix="relay-tests-")
+atexit.register(shutil.rmtree, _folder, ignore_errors=True)
+for _variable in VARIABLES:
+    if _variable.name != "DATABASE_URL":
+        os.environ.pop(_variable.name, None)
+os.environ.update(
+    RELAY_DATA_DIR=_folder, SECRET_KEY="for-tests-only-" * 4, ALLOWED_HOSTS="localhost,127.0.0.1,[::1],testserver"
+)
+
+from config.settings import *  # noqa: E402, F403 - the environment comes first
+from config.settings import DATABASES, STATIC_ROOT, STORAGES  # noqa: E402
+
+PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+STORAGES["staticfiles"] = {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"}
+Path(STATIC_ROOT).mkdir()
+if DATABASES["default"]["ENGINE"].endswith("sqlite3"):
+    # A file, not memory: threads and processes share it as they do in production.
+    DATABASES["default"]["TEST"] = {"NAME": str(Path(_folder) / "test.sqlite3")}
