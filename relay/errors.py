@@ -1,0 +1,272 @@
+"""Every way an exchange can end badly, as a tree of errors that carry what the caller is told.
+
+The classes hold data only; `relay.serving.problems` renders them. `type` is the stable name that programs match on
+(docs/errors.md), `proxy_status` the error type of RFC 9209 section 2.3, `advice` one sentence on what to do. None of
+them ever holds an address, a secret or bytes a caller shaped: what operators need goes into `detail`, which only the
+access log sees.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+TYPE_PREFIX = "urn:relay:error:"
+
+
+class RelayError(Exception):
+    """One refusal or failure. Subclasses are the vocabulary; an instance adds the detail for the log."""
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "internal"
+    title: ClassVar[str] = "The relay failed"
+    advice: ClassVar[str] = "Report this with the request id to whoever runs the relay."
+    proxy_status: ClassVar[str] = "proxy_internal_error"
+    retry_after_seconds: ClassVar[int | None] = None
+
+    def __init__(self, detail: str = "", *, headers: tuple[tuple[bytes, bytes], ...] = ()) -> None:
+        """`detail` is for the log alone; `headers` are further response header pairs (`Allow`, `WWW-Authenticate`)."""
+        super().__init__(detail)
+        self.detail = detail
+        self.headers = headers
+
+    @property
+    def type_uri(self) -> str:
+        return TYPE_PREFIX + self.type
+
+
+# The caller's side: refused before anything went out.
+
+
+class RequestRefused(RelayError):
+    status = 400
+    type = "bad-request"
+    title = "The request cannot be relayed as it is"
+    advice = "Send plain HTTP header fields: no control bytes, one framing, valid names."
+    proxy_status = "http_request_error"
+
+
+class PathRefused(RequestRefused):
+    type = "path-ambiguous"
+    title = "The path could be read in more than one way"
+    advice = "Send a path without dot segments, backslashes or control bytes, in any spelling."
+
+
+class KeyRequired(RelayError):
+    status = 401
+    type = "key-required"
+    title = "This upstream wants a key"
+    advice = "Show a relay key, or ask an admin to open the upstream to anyone."
+    proxy_status = "http_request_denied"
+
+
+class UpstreamUnknown(RelayError):
+    status = 404
+    type = "upstream-unknown"
+    title = "No upstream is live under this name"
+    advice = "Check the name after /relay/, or ask an admin to register or enable it."
+    proxy_status = "destination_not_found"
+
+
+class MethodRefused(RelayError):
+    status = 405
+    type = "method-not-allowed"
+    title = "This method is not allowed here"
+    advice = "Use one of the methods the Allow header names, or ask an admin to allow this one."
+    proxy_status = "http_request_denied"
+
+
+class CallerTimedOut(RelayError):
+    status = 408
+    type = "caller-timeout"
+    title = "The request body stopped arriving"
+    advice = "Send the body without long pauses, or ask an admin to raise the upstream's idle time-out."
+    proxy_status = "http_request_error"
+
+
+class RequestTooLarge(RelayError):
+    status = 413
+    type = "request-too-large"
+    title = "The request body is larger than this upstream takes"
+    advice = "Send a smaller body, or ask an admin to raise the upstream's max request bytes."
+    proxy_status = "http_request_denied"
+
+
+class HostRefused(RelayError):
+    status = 421
+    type = "wrong-host"
+    title = "The relay does not answer for this host name"
+    advice = "Call the relay by a name its operator lists in ALLOWED_HOSTS."
+    proxy_status = "http_request_denied"
+
+
+class HeadersTooLarge(RelayError):
+    status = 431
+    type = "headers-too-large"
+    title = "The request's header fields are too large"
+    advice = "Send fewer or shorter header fields; cookies are the usual cause."
+    proxy_status = "http_request_error"
+
+
+class LoopDetected(RelayError):
+    status = 508
+    type = "loop"
+    title = "This request has been through this relay already"
+    advice = "Ask an admin to look for an upstream whose base URL leads back to the relay."
+    proxy_status = "proxy_loop_detected"
+
+
+# The relay's own state.
+
+
+class UpstreamFull(RelayError):
+    status = 503
+    type = "upstream-full"
+    title = "This upstream carries as many exchanges as it may"
+    advice = "Wait as long as Retry-After says and try again."
+    proxy_status = "connection_limit_reached"
+    retry_after_seconds = 1
+
+
+class Draining(RelayError):
+    status = 503
+    type = "draining"
+    title = "This relay is shutting down"
+    advice = "Try again: another worker or machine will answer."
+    proxy_status = "proxy_internal_response"
+    retry_after_seconds = 1
+
+
+# The upstream's side, before a response head arrived.
+
+
+class UpstreamFailed(RelayError):
+    """The upstream, or the way to it, is at fault."""
+
+    status = 502
+    type = "upstream-failed"
+    title = "The upstream could not be reached"
+    advice = "Try again later; if it stays, tell an admin the request id."
+    proxy_status = "destination_unavailable"
+
+
+class EgressRefused(UpstreamFailed):
+    type = "egress-refused"
+    title = "The upstream's address is not one the relay may connect to"
+    advice = "Ask an admin to run `manage.py upstreams check` and, if the address is right, to allow its network."
+    proxy_status = "destination_ip_prohibited"
+
+
+class NameUnresolved(UpstreamFailed):
+    type = "dns"
+    title = "The upstream's host name could not be resolved"
+    advice = "Try again later; if it stays, ask an admin to check the upstream's host name."
+    proxy_status = "dns_error"
+
+
+class ConnectionRefused(UpstreamFailed):
+    type = "connection-refused"
+    title = "The upstream refused the connection"
+    advice = "Try again later: nothing listens at the upstream's port."
+    proxy_status = "connection_refused"
+
+
+class ConnectionFailed(UpstreamFailed):
+    type = "connect"
+    title = "No connection to the upstream could be made"
+    proxy_status = "destination_ip_unroutable"
+
+
+class TLSFailed(UpstreamFailed):
+    type = "tls"
+    title = "The TLS handshake with the upstream failed"
+    advice = "Ask an admin to run `manage.py upstreams check`."
+    proxy_status = "tls_protocol_error"
+
+
+class CertificateRefused(TLSFailed):
+    type = "tls-certificate"
+    title = "The upstream's certificate is not to be trusted"
+    proxy_status = "tls_certificate_error"
+
+
+class OutboundProxyFailed(UpstreamFailed):
+    type = "outbound-proxy"
+    title = "The outbound proxy did not let the connection through"
+    advice = "Ask an admin to check the upstream's outbound proxy."
+    proxy_status = "connection_refused"
+
+
+class UpstreamHungUp(UpstreamFailed):
+    type = "upstream-hung-up"
+    title = "The upstream closed the connection without a whole answer"
+    proxy_status = "http_response_incomplete"
+
+
+class UpstreamProtocolFailed(UpstreamFailed):
+    type = "upstream-protocol"
+    title = "The upstream's answer is not valid HTTP"
+    advice = "Tell an admin the request id: the upstream is at fault."
+    proxy_status = "http_protocol_error"
+
+
+class ResponseTooLarge(UpstreamFailed):
+    type = "response-too-large"
+    title = "The upstream's answer is larger than this upstream may send"
+    advice = "Ask for less at a time, or ask an admin to raise the upstream's max response bytes."
+    proxy_status = "http_response_body_size"
+
+
+class BufferExceeded(UpstreamFailed):
+    type = "buffer-exceeded"
+    title = "The upstream's answer is too large to be delivered buffered"
+    advice = "Ask for less at a time, or ask an admin to raise max buffered bytes or to set delivery to stream."
+    proxy_status = "http_response_body_size"
+
+
+# Time-outs, by phase.
+
+
+class UpstreamTimedOut(UpstreamFailed):
+    status = 504
+    type = "timeout"
+    title = "The upstream took too long"
+    advice = "Try again later, or ask an admin to raise the upstream's time-outs."
+    proxy_status = "http_response_timeout"
+
+
+class ConnectTimedOut(UpstreamTimedOut):
+    type = "connect-timeout"
+    title = "No connection to the upstream was made in time"
+    proxy_status = "connection_timeout"
+
+
+class HeadTimedOut(UpstreamTimedOut):
+    type = "head-timeout"
+    title = "The upstream did not begin its answer in time"
+
+
+class IdleTimedOut(UpstreamTimedOut):
+    type = "idle-timeout"
+    title = "The upstream fell silent in the middle of its answer"
+
+
+class UploadTimedOut(UpstreamTimedOut):
+    type = "upload-timeout"
+    title = "The upstream stopped taking the request body"
+    proxy_status = "connection_write_timeout"
+
+
+class TotalTimedOut(UpstreamTimedOut):
+    type = "total-timeout"
+    title = "The exchange took longer than this upstream allows"
+
+
+def every_error() -> list[type[RelayError]]:
+    """All the errors a caller can meet, by status and type; docs/errors.md is checked against it."""
+    found: list[type[RelayError]] = []
+    waiting: list[type[RelayError]] = [RelayError]
+    while waiting:
+        error = waiting.pop()
+        found.append(error)
+        waiting.extend(error.__subclasses__())
+    return sorted(found, key=lambda error: (error.status, error.type))

@@ -1,0 +1,33 @@
+"""Whether a request may pass at all: host, method, access, loop. Each refusal is the `RelayError` the caller gets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from relay.errors import KeyRequired, LoopDetected, MethodRefused
+
+NEVER_RELAYED = frozenset({"CONNECT", "TRACE"})
+ORDINARY_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+
+
+def check_method(method: str, allowed: frozenset[str]) -> None:
+    """Raises `MethodRefused`, with Allow, unless `allowed` has `method`; empty, it has all but CONNECT and TRACE."""
+    if method in NEVER_RELAYED or (allowed and method not in allowed):
+        names: Iterable[str] = sorted(allowed) if allowed else ORDINARY_METHODS
+        raise MethodRefused(headers=((b"allow", ", ".join(names).encode()),))
+
+
+def check_access(*, open_to_anyone: bool) -> None:
+    """Raises `KeyRequired` unless the upstream is open to anyone."""
+    if not open_to_anyone:
+        raise KeyRequired(headers=((b"www-authenticate", b'Bearer realm="relay"'),))
+
+
+def check_loop(via: Sequence[bytes], own_name: bytes) -> None:
+    """Raises `LoopDetected` when this installation's name is among the proxies in `Via` (RFC 9110 section 7.6.3)."""
+    for line in via:
+        if own_name in line:
+            for hop in line.split(b","):
+                words = hop.split()
+                if len(words) > 1 and words[1] == own_name:
+                    raise LoopDetected

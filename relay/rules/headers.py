@@ -1,0 +1,216 @@
+"""Header fields on their way through: what is dropped, what is noted, what admins change.
+
+Works on the raw pairs of the wire, names lower-case on the request side. Order, repetition and value bytes are kept.
+Strip first, inject last: everything a caller could shape is gone before the relay's own fields are added, and header
+rules come after those. Forwarding fields, cookies and places are the neighbours' business (`forwarding`, `cookies`,
+`location`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from relay.errors import HeadersTooLarge, RequestRefused, UpstreamProtocolFailed
+
+Pairs = list[tuple[bytes, bytes]]
+
+HOP_BY_HOP = frozenset(
+    {
+        b"connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authentication-info",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+        b"http2-settings",
+    }
+)
+"""RFC 9110 section 7.6.1, and what deployed software treats alike."""
+
+FORWARDING = frozenset(
+    {b"forwarded", b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host", b"x-forwarded-prefix"}
+)
+
+ORIGIN_WIDE = frozenset(
+    {b"alt-svc", b"clear-site-data", b"public-key-pins", b"service-worker-allowed", b"strict-transport-security"}
+)
+"""Response fields that speak for a whole origin. An upstream may not speak for the relay's."""
+
+FIXED_NAMES = frozenset(
+    {name.decode() for name in HOP_BY_HOP} | {"content-length", "expect", "host", "relay-key", "via"}
+)
+"""What no header rule may touch: framing, hop-by-hop, and what the relay itself decides."""
+
+_NOTED = (
+    HOP_BY_HOP
+    | FORWARDING
+    | {b"authorization", b"content-length", b"cookie", b"expect", b"host", b"relay-key"}
+    | {
+        b"via",
+        b"x-request-id",
+    }
+)
+_DROPPED_FROM_ANSWERS = HOP_BY_HOP | ORIGIN_WIDE
+_RELAY_BEARER = re.compile(rb"bearer[ \t]+rk_", re.IGNORECASE)
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]+")
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+_UNSENDABLE_NAME = re.compile(rb'[\x00-\x20\x7f()<>@,;:\\\[\]={}"/?\x80-\xff]|^$')
+_UNSENDABLE_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+
+
+@dataclass(slots=True)
+class RequestFields:
+    """A caller's header fields, sorted once. `pairs` may go on as they are; the rest was noted and dropped."""
+
+    pairs: Pairs
+    host: bytes = b""
+    content_length: int | None = None
+    chunked: bool = False
+    request_id: bytes | None = None
+    via: list[bytes] = field(default_factory=list)
+    cookies: list[bytes] = field(default_factory=list)
+    forwarding: dict[bytes, list[bytes]] = field(default_factory=dict)
+
+    @property
+    def has_body(self) -> bool:
+        return self.chunked or bool(self.content_length)
+
+
+def read_request(pairs: Iterable[tuple[bytes, bytes]], *, max_bytes: int) -> RequestFields:
+    """Sort a request's header fields in one pass.
+
+    Raises `HeadersTooLarge`, or `RequestRefused` for framing and Host that could be read in more than one way. Names
+    with an underscore are dropped: CGI-like servers cannot tell them from those with a hyphen.
+    """
+    kept: Pairs = []
+    fields = RequestFields(kept)
+    size = 0
+    nominated: set[bytes] | None = None
+    hosts = 0
+    for pair in pairs:
+        name, value = pair
+        size += len(name) + len(value)
+        if name not in _NOTED:
+            if b"_" not in name:
+                kept.append(pair)
+        elif name == b"host":
+            hosts += 1
+            fields.host = value
+        elif name == b"authorization":
+            if not _RELAY_BEARER.match(value):
+                kept.append(pair)
+        elif name == b"cookie":
+            fields.cookies.append(value)
+        elif name == b"content-length":
+            fields.content_length = _content_length(value, fields.content_length)
+        elif name == b"connection":
+            tokens = {token.strip().lower() for token in value.split(b",")}
+            nominated = tokens if nominated is None else nominated | tokens
+        elif name == b"transfer-encoding":
+            if fields.chunked or value.strip().lower() != b"chunked":
+                raise RequestRefused("transfer-encoding other than chunked")
+            fields.chunked = True
+        elif name == b"via":
+            fields.via.append(value)
+        elif name == b"x-request-id":
+            fields.request_id = value if fields.request_id is None else b""
+        elif name in FORWARDING:
+            fields.forwarding.setdefault(name, []).append(value)
+    if size > max_bytes:
+        raise HeadersTooLarge(f"{size} bytes of header fields")
+    if hosts != 1:
+        raise RequestRefused("one Host header is needed")
+    if fields.chunked and fields.content_length is not None:
+        raise RequestRefused("both Content-Length and Transfer-Encoding")
+    if nominated:
+        nominated -= {b"close", b"keep-alive", b""}
+        if nominated:
+            kept[:] = [pair for pair in kept if pair[0] not in nominated]
+            for name in nominated & FORWARDING:
+                fields.forwarding.pop(name, None)
+            if b"cookie" in nominated:
+                fields.cookies.clear()
+    return fields
+
+
+def _content_length(value: bytes, before: int | None) -> int:
+    if not value.isdigit() or len(value) > 18 or (before is not None and before != int(value)):
+        raise RequestRefused("Content-Length that is not one number")
+    return int(value)
+
+
+def read_response(pairs: Iterable[tuple[bytes, bytes]], *, status: int) -> Pairs:
+    """An upstream's header fields without hop-by-hop and origin-wide ones; names in lower case.
+
+    Raises `UpstreamProtocolFailed` for what no server could send on: control bytes, a status that is none.
+    """
+    if not 200 <= status <= 599:
+        raise UpstreamProtocolFailed(f"status {status}")
+    kept: Pairs = []
+    nominated: set[bytes] = set()
+    for name, value in pairs:
+        name = name.lower()
+        if name not in _DROPPED_FROM_ANSWERS:
+            kept.append((name, value))
+        elif name == b"connection" and value.lower() not in (b"close", b"keep-alive"):
+            nominated.update(token.strip().lower() for token in value.split(b","))
+    if _UNSENDABLE_VALUE.search(b"".join([value for _, value in kept])):
+        raise UpstreamProtocolFailed("control byte in a header value")
+    for name, _ in kept:
+        if name not in _KNOWN_NAMES and _UNSENDABLE_NAME.search(name):
+            raise UpstreamProtocolFailed("header name that is no token")
+    if status in (204, 304):
+        # A server cannot frame what has no body: uvicorn fails on the length of the answer that was not sent.
+        nominated.add(b"content-length")
+    return [pair for pair in kept if pair[0] not in nominated] if nominated else kept
+
+
+_KNOWN_NAMES = frozenset(
+    b"accept-ranges age cache-control content-disposition content-encoding content-language content-length "
+    b"content-type date etag expires last-modified link location server set-cookie vary via x-request-id".split()
+)
+"""Common names that need no look at their bytes."""
+
+
+def apply_changes(pairs: Pairs, *, removed: frozenset[bytes], appended: Sequence[tuple[bytes, bytes]]) -> Pairs:
+    """What an upstream's header rules make of `pairs`."""
+    kept = [pair for pair in pairs if pair[0] not in removed] if removed else pairs
+    kept.extend(appended)
+    return kept
+
+
+def compile_changes(
+    rules: Iterable[tuple[str, str, str]],
+) -> tuple[frozenset[bytes], tuple[tuple[bytes, bytes], ...]]:
+    """(`removed`, `appended`) for `apply_changes`, from (action, name, value): later ones see earlier ones."""
+    removed: set[bytes] = set()
+    appended: Pairs = []
+    for action, name, value in rules:
+        wire_name = name.lower().encode()
+        if action != "add":
+            removed.add(wire_name)
+            appended = [pair for pair in appended if pair[0] != wire_name]
+        if action != "remove":
+            appended.append((wire_name, value.encode()))
+    return frozenset(removed), tuple(appended)
+
+
+def check_rule_name(name: str) -> None:
+    """Raises ValueError, saying what to do, for a name that a header rule cannot have. `name` is lower-case."""
+    if not _TOKEN.fullmatch(name):
+        raise ValueError("Write one header name such as User-Agent: letters, digits and hyphens, without a colon.")
+    if name in FIXED_NAMES:
+        advice = "Choose the host header under delivery instead." if name == "host" else "The relay sets it itself."
+        raise ValueError(f"“{name}” frames the message or belongs to one connection. {advice}")
+
+
+def check_rule_value(value: str) -> None:
+    """Raises ValueError for a value that would break out of its header line."""
+    if _CONTROL.search(value):
+        raise ValueError("A header value is one line of text: take out line breaks and control characters.")

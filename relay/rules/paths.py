@@ -1,0 +1,57 @@
+"""From the raw path a caller sent to the target the upstream gets: byte for byte, or refused.
+
+Nothing is decoded, merged or re-encoded. Decoding happens only to look: a path that a server behind us could resolve
+to somewhere else than its bytes say is `PathRefused`.
+"""
+
+from __future__ import annotations
+
+import re
+
+from relay.errors import PathRefused
+
+_PLAIN = re.compile(rb"(?:/[A-Za-z0-9_~!$&'()*+,:=@-][A-Za-z0-9_~!$&'()*+,:=@.-]*)*/?")
+"""Segments that need no second look: no escapes, no backslashes, no parameters, none that begins with a dot."""
+_OUTSIDE_URI = re.compile(rb"[\x00-\x20\x7f-\xff]|%(?:[01][0-9A-Fa-f]|7[Ff])")
+"""Raw bytes no request target has, and control bytes in their escaped spelling."""
+_SEPARATOR = re.compile(rb"[/\\]|%2[Ff]|%5[Cc]")
+_PARAMETERS = re.compile(rb"(?:;|%3[Bb]).*", re.DOTALL)
+_DOT = re.compile(rb"%2[Ee]")
+
+
+def split_relay_path(raw_path: bytes, *, mount_length: int) -> tuple[bytes, bytes]:
+    """(slug, rest) of a path under the mount, e.g. `/relay/a/x//y` -> (`a`, `/x//y`). rest is empty or begins with `/`.
+
+    `mount_length` counts the bytes up to and with the slash before the slug.
+    """
+    end = raw_path.find(b"/", mount_length)
+    if end < 0:
+        return raw_path[mount_length:], b""
+    return raw_path[mount_length:end], raw_path[end:]
+
+
+def check_path(path: bytes) -> None:
+    """Raises `PathRefused` for dot segments in any spelling, control bytes and bytes outside of URIs.
+
+    Spellings: `..`, `%2e%2e`, `.%2E`; separated by `/`, `\\`, `%2f`, `%5c`; followed by `;parameters`; each of them
+    percent-encoded any number of times more.
+    """
+    if _PLAIN.fullmatch(path):
+        return
+    if _OUTSIDE_URI.search(path):
+        raise PathRefused("control byte or byte outside of URIs")
+    while True:
+        for segment in _SEPARATOR.split(path):
+            name = _DOT.sub(b".", _PARAMETERS.sub(b"", segment))
+            if name in (b".", b".."):
+                raise PathRefused("dot segment")
+        if b"%25" not in path:
+            return
+        path = path.replace(b"%25", b"%")
+
+
+def join_target(base_prefix: bytes, rest: bytes, query: bytes) -> bytes:
+    """The request target: the base path less its trailing slash, then what the caller appended. `rest` is not empty."""
+    if query:
+        return b"%b%b?%b" % (base_prefix, rest, query)
+    return base_prefix + rest
