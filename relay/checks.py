@@ -1,0 +1,50 @@
+"""System checks: settings that cannot work are told at start-up, with what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from asgiref.sync import iscoroutinefunction
+from django.apps import AppConfig
+from django.core import checks
+from django.utils.module_loading import import_string
+
+from relay import conf
+from relay.rules.addresses import parse_networks
+
+
+@checks.register("relay")
+def check_settings(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[checks.CheckMessage]:
+    settings = conf.current()
+    found: list[checks.CheckMessage] = []
+    for path in settings.middleware:
+        try:
+            middleware = import_string(path)
+        except ImportError as problem:
+            found.append(checks.Error(f"RELAY_MIDDLEWARE: {problem}", hint="Correct the dotted path.", id="relay.E001"))
+            continue
+        if not (getattr(middleware, "async_capable", False) or iscoroutinefunction(middleware)):
+            found.append(
+                checks.Error(
+                    f"RELAY_MIDDLEWARE: {path} cannot run async.",
+                    hint="The relay path makes no threads: give it async_capable = True and a coroutine __call__.",
+                    id="relay.E002",
+                )
+            )
+    for network in settings.trusted_proxies:
+        try:
+            parse_networks(network)
+        except ValueError as problem:
+            found.append(checks.Error(f"RELAY_TRUSTED_PROXIES: {problem}", id="relay.E003"))
+    if settings.max_header_bytes < 1024:
+        found.append(
+            checks.Error("RELAY_MAX_HEADER_BYTES is below 1024.", hint="65536 is the default.", id="relay.E004")
+        )
+    if not 0.05 <= settings.catalog_poll_seconds <= 60:
+        found.append(
+            checks.Error(
+                "RELAY_CATALOG_POLL_SECONDS is not between 0.05 and 60.", hint="0.5 is the default.", id="relay.E005"
+            )
+        )
+    return found

@@ -1,0 +1,64 @@
+"""What the relay reads from Django settings, with its defaults, read once and frozen.
+
+Every name is optional, so the app installs into another project as it is. `relay.checks` complains at start-up about
+values that cannot work; nothing here does I/O.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from django.conf import settings
+from django.core.signals import setting_changed
+from django.dispatch import receiver
+
+MOUNT = "/relay/"
+
+
+@dataclass(frozen=True, slots=True)
+class Conf:
+    """The relay's settings. Sizes in bytes, times in seconds."""
+
+    middleware: tuple[str, ...]
+    """Dotted paths of async-capable middleware around the relay view, outermost first."""
+    trusted_proxies: tuple[str, ...]
+    """CIDRs of the proxies in front whose forwarding headers and request ids are believed."""
+    allowed_hosts: tuple[str, ...]
+    max_header_bytes: int
+    """Bound of a request's header names and values, added up."""
+    access_log: str
+    """`stdout`, `off`, or a path that lines are appended to."""
+    via: str
+    """The name this installation gives itself in `Via`; a request that comes with it has looped."""
+    catalog_poll_seconds: float
+
+
+DEFAULT_MAX_HEADER_BYTES = 64 * 1024
+DEFAULT_CATALOG_POLL_SECONDS = 0.5
+
+
+@lru_cache(maxsize=1)
+def current() -> Conf:
+    """The settings in force. Cached; tests that override settings get a fresh one through `setting_changed`."""
+    return Conf(
+        middleware=tuple(getattr(settings, "RELAY_MIDDLEWARE", ())),
+        trusted_proxies=tuple(getattr(settings, "RELAY_TRUSTED_PROXIES", ())),
+        allowed_hosts=tuple(settings.ALLOWED_HOSTS),
+        max_header_bytes=getattr(settings, "RELAY_MAX_HEADER_BYTES", DEFAULT_MAX_HEADER_BYTES),
+        access_log=getattr(settings, "RELAY_ACCESS_LOG", "stdout"),
+        via=getattr(settings, "RELAY_VIA", "") or _installation_name(),
+        catalog_poll_seconds=getattr(settings, "RELAY_CATALOG_POLL_SECONDS", DEFAULT_CATALOG_POLL_SECONDS),
+    )
+
+
+def _installation_name() -> str:
+    """The same on every worker and machine that shares the SECRET_KEY, and tells nothing of it."""
+    return "relay-" + hashlib.sha256(b"relay.via:" + settings.SECRET_KEY.encode()).hexdigest()[:8]
+
+
+@receiver(setting_changed)
+def _forget(**_: Any) -> None:
+    current.cache_clear()

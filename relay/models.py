@@ -1,0 +1,560 @@
+"""The table of allowed upstreams, their header rules, and the log of what changed.
+
+Validation lives here (`full_clean` runs on every save) and in database constraints, so admin, commands and the shell
+give the same verdicts. Every write also bumps `Revision` and notes the slug in `Change`, in the same transaction;
+`relay.catalog` reads those two to learn what to load again. Requests are never decided from these tables.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import ssl
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from ipaddress import ip_address
+from typing import Any, ClassVar, TypeVar
+
+from django.conf import settings
+from django.core.exceptions import ValidationError
+from django.core.validators import MaxLengthValidator, MaxValueValidator, MinValueValidator, RegexValidator
+from django.db import models, router, transaction
+from django.db.models import F, Q
+from django.db.models.signals import pre_delete, pre_save
+from django.dispatch import receiver
+from django.utils import timezone
+
+from relay.conf import MOUNT
+from relay.rules import addresses, headers, urls
+
+SLUG_PATTERN = r"^[a-z0-9]([a-z0-9_-]{0,61}[a-z0-9])?\Z"
+BASE_URL_PATTERN = r"^https?://[^/?#@]+(/[^?#]*)?\Z"
+METHOD_PATTERN = re.compile(r"[A-Z][A-Z0-9_-]{0,31}")
+FORBIDDEN_METHODS = frozenset({"CONNECT", "TRACE"})
+LONGEST_SECONDS = 7 * 24 * 3600
+LARGEST_BYTES = 2**50
+LARGEST_BUFFER_BYTES = 2**31
+MOST_CONNECTIONS = 65_535
+
+SHORTEST_SECONDS = 0.05
+
+
+def refuse_nan(value: float) -> None:
+    """Not a number is neither below nor above any bound."""
+    if math.isnan(value):
+        raise ValidationError("Write a number of seconds.", code="invalid")
+
+
+_seconds: list[Callable[[Any], None]] = [
+    MinValueValidator(SHORTEST_SECONDS),
+    MaxValueValidator(LONGEST_SECONDS),
+    refuse_nan,
+]
+_bytes = [MinValueValidator(0), MaxValueValidator(LARGEST_BYTES)]
+_connections = [MinValueValidator(1), MaxValueValidator(MOST_CONNECTIONS)]
+
+
+class Revision(models.Model):
+    """One row: the number of the last change. Bumping it locks the row, so numbers are handed out in commit order."""
+
+    value = models.PositiveBigIntegerField(default=0)
+
+    class Meta:
+        constraints = (models.CheckConstraint(condition=Q(id=1), name="relay_revision_single_row"),)
+
+    def __str__(self) -> str:
+        return str(self.value)
+
+
+class Change(models.Model):
+    """The revision at which an upstream last changed or was removed; one row a slug."""
+
+    slug = models.CharField(max_length=63, primary_key=True)
+    revision = models.PositiveBigIntegerField(db_index=True)
+
+    def __str__(self) -> str:
+        return f"{self.slug} at {self.revision}"
+
+
+def record_changes(slugs: Iterable[str], *, using: str) -> None:
+    """Note that these upstreams changed. Call it inside the transaction that changes them, before the change itself:
+    the lock order is then the same everywhere. A lazy `slugs` is read once the lock is held, so nothing moves under it.
+    """
+    revisions = Revision.objects.using(using)
+    if not revisions.filter(pk=1).update(value=F("value") + 1):
+        revisions.get_or_create(pk=1)
+        revisions.filter(pk=1).update(value=F("value") + 1)
+    revision = revisions.get(pk=1).value
+    Change.objects.using(using).bulk_create(
+        [Change(slug=slug, revision=revision) for slug in sorted(set(slugs))],
+        batch_size=1000,
+        update_conflicts=True,
+        unique_fields=["slug"],
+        update_fields=["revision"],
+    )
+
+
+_Row = TypeVar("_Row", bound="Upstream | HeaderRule")
+
+
+class RecordingQuerySet(models.QuerySet[_Row]):
+    """Bulk writes skip `save()`; these are recorded and validated all the same."""
+
+    def update(self, **kwargs: Any) -> int:
+        self._for_write = True
+        for field in self.model.touched_by_updates:
+            kwargs.setdefault(field, timezone.now())
+        keys: list[int] = []
+
+        def touched() -> Iterator[str]:
+            for key, slug in self.order_by().values_list("pk", self.model.slug_lookup):
+                keys.append(key)
+                yield slug
+
+        with transaction.atomic(using=self.db):
+            record_changes(touched(), using=self.db)
+            count = super().update(**kwargs)
+            if not self.model.free_of_checks.issuperset(kwargs):
+                self._check_updated(keys, frozenset(kwargs))
+            return count
+
+    def _check_updated(self, keys: list[int], fields: frozenset[str]) -> None:
+        """Values may have been expressions: what counts is what the rows hold now."""
+        rows = self.model._base_manager.using(self.db)
+        others = {field.name for field in self.model._meta.fields if not {field.name, field.attname} & fields}
+        for start in range(0, len(keys), 500):
+            some = keys[start : start + 500]
+            for row in rows.filter(pk__in=some):
+                row.clean_fields(exclude=others)
+                row.clean()
+            if fields & {"slug", "upstream", "upstream_id"}:
+                record_changes(rows.filter(pk__in=some).values_list(self.model.slug_lookup, flat=True), using=self.db)
+
+    update.alters_data = True  # type: ignore[attr-defined]  # Django's mark, which keeps templates from calling it
+
+    def bulk_create(self, objs: Iterable[_Row], *args: Any, **kwargs: Any) -> list[_Row]:
+        self._for_write = True
+        rows = list(objs)
+        for row in rows:
+            row.clean_fields(exclude={"upstream"})
+            row.clean()
+
+        def touched() -> Iterator[str]:
+            for row in rows:
+                yield from touched_slugs(row, using=self.db) if row.pk else (row.upstream_slug,)
+
+        with transaction.atomic(using=self.db):
+            record_changes(touched(), using=self.db)
+            return super().bulk_create(rows, *args, **kwargs)
+
+    bulk_create.alters_data = True  # type: ignore[attr-defined]  # as above
+
+    def delete(self) -> tuple[int, dict[str, int]]:
+        self._for_write = True
+        with transaction.atomic(using=self.db):
+            record_changes(self.order_by().values_list(self.model.slug_lookup, flat=True), using=self.db)
+            return super().delete()
+
+    delete.alters_data = True  # type: ignore[attr-defined]  # as above
+    delete.queryset_only = True  # type: ignore[attr-defined]  # no `Upstream.objects.delete()`
+
+
+def touched_slugs(row: Upstream | HeaderRule, *, using: str) -> Iterator[str]:
+    """The upstreams that writing or removing `row` changes: its own, and the one that the database has it under."""
+    # A fixture's header rule may come before its upstream, which then records the slug itself.
+    with suppress(Upstream.DoesNotExist):
+        yield row.upstream_slug
+    if row.pk is not None:
+        yield from type(row)._base_manager.using(using).filter(pk=row.pk).values_list(row.slug_lookup, flat=True)
+
+
+def _between(field: str, least: float, most: float) -> Q:
+    return Q(**{f"{field}__gte": least, f"{field}__lte": most})
+
+
+def _empty_or_between(field: str, least: float, most: float) -> Q:
+    return Q(**{f"{field}__isnull": True}) | _between(field, least, most)
+
+
+class Access(models.TextChoices):
+    ANYONE = "anyone", "Anyone who can reach the relay"
+    KEY = "key", "Callers with a key"
+
+
+class Delivery(models.TextChoices):
+    STREAM = "stream", "Stream: pass bytes on as they arrive"
+    BUFFERED = "buffered", "Buffered: read the whole answer, then send it with its length"
+
+
+class HostHeader(models.TextChoices):
+    UPSTREAM = "upstream", "The upstream's own host name"
+    CALLER = "caller", "The host name the caller used"
+
+
+class Upstream(models.Model):
+    """One allowed destination. The slug is its segment in relay URLs; all under `base_url` can be reached by it."""
+
+    slug_lookup: ClassVar[str] = "slug"
+    touched_by_updates: ClassVar[tuple[str, ...]] = ("changed_at",)
+    free_of_checks: ClassVar[frozenset[str]] = frozenset({"changed_at", "changed_by", "enabled"})
+    """Fields whose column type is all the validation there is, so that bulk switches stay one statement."""
+
+    slug = models.CharField(
+        max_length=63,
+        unique=True,
+        validators=[
+            RegexValidator(
+                SLUG_PATTERN,
+                "Use lower-case letters, digits, hyphens and underscores, and begin and end with a letter or digit.",
+            )
+        ],
+        help_text="The name in the relay URL: /relay/<slug>/… Callers have to change their URLs when you change it.",
+    )
+    name = models.CharField(max_length=200, blank=True, help_text="What people call it. Left empty, the slug is shown.")
+    description = models.TextField(blank=True, help_text="For whoever runs the relay next: what it is, who owns it.")
+    base_url = models.CharField(
+        "base URL",
+        max_length=2000,
+        help_text=(
+            "Where requests go, such as https://api.example.com/v1. What follows the slug is appended to its path."
+        ),
+    )
+    enabled = models.BooleanField(
+        default=True, help_text="Switched off, callers get 404 as if it did not exist; running exchanges finish."
+    )
+    access = models.CharField(
+        max_length=10,
+        choices=Access,
+        default=Access.KEY,
+        help_text="Who may call it. Until keys are issued, “callers with a key” lets nobody through.",
+    )
+    allowed_methods = models.CharField(
+        max_length=500,
+        blank=True,
+        help_text="Such as GET, POST. Empty: all methods but TRACE and CONNECT, which are never relayed.",
+    )
+
+    connect_timeout_seconds = models.FloatField(
+        default=5.0, validators=_seconds, help_text="For DNS, TCP and TLS together, and for a free pooled connection."
+    )
+    head_timeout_seconds = models.FloatField(
+        default=60.0, validators=_seconds, help_text="From the request sent until the answer's status line and headers."
+    )
+    idle_timeout_seconds = models.FloatField(
+        default=300.0,
+        validators=_seconds,
+        help_text="Longest silence between two pieces of a body, either way. Set it above an event stream's heartbeat.",
+    )
+    total_timeout_seconds = models.FloatField(
+        null=True,
+        blank=True,
+        validators=_seconds,
+        help_text="For the exchange from first to last byte. Empty: no limit, so that event streams can live.",
+    )
+
+    max_request_bytes = models.BigIntegerField(
+        null=True, blank=True, validators=_bytes, help_text="Larger request bodies get 413. Empty: no limit."
+    )
+    max_response_bytes = models.BigIntegerField(
+        null=True, blank=True, validators=_bytes, help_text="Longer answers are cut off. Empty: no limit."
+    )
+    max_concurrent = models.PositiveIntegerField(
+        default=1024,
+        validators=_connections,
+        help_text="Exchanges at the same time, per worker. Over it callers get 503 and are told when to retry.",
+    )
+    max_connections = models.PositiveIntegerField(
+        default=1024,
+        validators=_connections,
+        help_text="Connections to the upstream, per worker. Exchanges over it wait for a free one.",
+    )
+    keepalive_seconds = models.FloatField(
+        default=20.0,
+        validators=[MinValueValidator(0), MaxValueValidator(LONGEST_SECONDS), refuse_nan],
+        help_text=(
+            "How long an unused connection is kept. Set it below the upstream's own; 0 opens a new one each time."
+        ),
+    )
+
+    delivery = models.CharField(
+        max_length=10,
+        choices=Delivery,
+        default=Delivery.STREAM,
+        help_text="Choose buffered only for callers that cannot take a stream.",
+    )
+    max_buffered_bytes = models.BigIntegerField(
+        default=8 * 1024 * 1024,
+        validators=[MinValueValidator(1), MaxValueValidator(LARGEST_BUFFER_BYTES)],
+        help_text="Buffered delivery holds the answer in memory. Larger answers get 502.",
+    )
+    host_header = models.CharField(
+        max_length=10,
+        choices=HostHeader,
+        default=HostHeader.UPSTREAM,
+        help_text="What the upstream sees in Host. Most want their own name.",
+    )
+
+    allowed_networks = models.TextField(
+        blank=True,
+        help_text=(
+            "Networks this upstream's addresses may lie in besides the public internet, one CIDR a line, "
+            "such as 10.20.0.0/16. Empty: public addresses only."
+        ),
+    )
+    verify_tls = models.BooleanField(
+        "verify TLS",
+        default=True,
+        help_text="Check the upstream's certificate. Switched off, anyone on the way can read and change everything.",
+    )
+    ca_bundle = models.TextField(
+        "CA bundle",
+        blank=True,
+        help_text="PEM certificates to trust for this upstream instead of the system's. Empty: the system's.",
+    )
+    outbound_proxy = models.CharField(
+        max_length=2000,
+        blank=True,
+        help_text=(
+            "An HTTP proxy to go through, such as http://user:password@proxy.internal:3128. Its address must be in an "
+            "allowed network unless public; it resolves names itself, so it has to guard them."
+        ),
+    )
+
+    created_at = models.DateTimeField(auto_now_add=True)
+    changed_at = models.DateTimeField("last change", auto_now=True)
+    created_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL, null=True, blank=True, editable=False, on_delete=models.SET_NULL, related_name="+"
+    )
+    changed_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL, null=True, blank=True, editable=False, on_delete=models.SET_NULL, related_name="+"
+    )
+
+    objects = RecordingQuerySet["Upstream"].as_manager()
+
+    class Meta:
+        ordering = ("slug",)
+        base_manager_name = "objects"  # related managers' bulk writes are recorded too
+        constraints = (
+            models.CheckConstraint(condition=Q(slug__regex=SLUG_PATTERN), name="relay_upstream_slug"),
+            models.CheckConstraint(condition=Q(base_url__regex=BASE_URL_PATTERN), name="relay_upstream_base_url"),
+            models.CheckConstraint(condition=Q(access__in=Access.values), name="relay_upstream_access"),
+            models.CheckConstraint(condition=Q(delivery__in=Delivery.values), name="relay_upstream_delivery"),
+            models.CheckConstraint(condition=Q(host_header__in=HostHeader.values), name="relay_upstream_host_header"),
+            models.CheckConstraint(
+                condition=_between("connect_timeout_seconds", SHORTEST_SECONDS, LONGEST_SECONDS)
+                & _between("head_timeout_seconds", SHORTEST_SECONDS, LONGEST_SECONDS)
+                & _between("idle_timeout_seconds", SHORTEST_SECONDS, LONGEST_SECONDS)
+                & _between("keepalive_seconds", 0, LONGEST_SECONDS)
+                & _empty_or_between("total_timeout_seconds", SHORTEST_SECONDS, LONGEST_SECONDS),
+                name="relay_upstream_timeouts",
+            ),
+            models.CheckConstraint(
+                condition=_between("max_concurrent", 1, MOST_CONNECTIONS)
+                & _between("max_connections", 1, MOST_CONNECTIONS)
+                & _between("max_buffered_bytes", 1, LARGEST_BUFFER_BYTES)
+                & _empty_or_between("max_request_bytes", 0, LARGEST_BYTES)
+                & _empty_or_between("max_response_bytes", 0, LARGEST_BYTES),
+                name="relay_upstream_bounds",
+            ),
+        )
+
+    def __str__(self) -> str:
+        return self.name or self.slug
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        self.full_clean()
+        using = kwargs.get("using") or router.db_for_write(Upstream, instance=self)
+        with transaction.atomic(using=using):
+            record_changes(touched_slugs(self, using=using), using=using)
+            super().save(*args, **kwargs)
+
+    @property
+    def upstream_slug(self) -> str:
+        return self.slug
+
+    @property
+    def relay_path(self) -> str:
+        return f"{MOUNT}{self.slug}/"
+
+    def clean(self) -> None:
+        """Bring every text to its one canonical form, or say what is wrong with it."""
+        problems: dict[str, ValidationError] = {}
+
+        def settle(field: str, canonical: Callable[[str], str]) -> None:
+            try:
+                setattr(self, field, canonical(getattr(self, field) or ""))
+            except ValueError as problem:
+                problems[field] = ValidationError(str(problem), code="invalid")
+
+        settle("base_url", lambda text: urls.parse_base_url(text).text if text else "")
+        settle("allowed_methods", canonical_methods)
+        settle("allowed_networks", canonical_networks)
+        settle("ca_bundle", canonical_ca_bundle)
+        settle("outbound_proxy", canonical_proxy)
+        if problems:
+            raise ValidationError(problems)
+
+    def warnings(self) -> list[str]:
+        """What is allowed to be saved and will not work: each a sentence that says what to do."""
+        base = urls.parse_base_url(self.base_url)
+        found: list[str] = []
+        hosts = [base.host, urls.parse_proxy_url(self.outbound_proxy).host] if self.outbound_proxy else [base.host]
+        for host in hosts:
+            try:
+                address = ip_address(host)
+            except ValueError:
+                continue
+            judgement = addresses.judge(address, allowed_networks=addresses.parse_networks(self.allowed_networks))
+            if not judgement.allowed:
+                found.append(
+                    f"{host} is not a public address ({judgement.verdict}). Requests will be refused until "
+                    "an allowed network of this upstream contains it."
+                )
+        if base.scheme == "https" and not self.verify_tls:
+            found.append("TLS verification is off: whoever sits on the way can read and change all traffic.")
+        if self.max_connections < self.max_concurrent:
+            found.append(
+                f"Only {self.max_connections} of {self.max_concurrent} concurrent exchanges can have a connection; "
+                "the others wait for the connect time-out."
+            )
+        return found
+
+
+class Side(models.TextChoices):
+    REQUEST = "request", "Request to the upstream"
+    RESPONSE = "response", "Response to the caller"
+
+
+class Action(models.TextChoices):
+    SET = "set", "Set: replace what is there"
+    ADD = "add", "Add: keep what is there"
+    REMOVE = "remove", "Remove"
+
+
+class HeaderRule(models.Model):
+    """A fixed change to the header fields of an upstream's exchanges. Values may be secrets: never print them."""
+
+    slug_lookup: ClassVar[str] = "upstream__slug"
+    touched_by_updates: ClassVar[tuple[str, ...]] = ()
+    free_of_checks: ClassVar[frozenset[str]] = frozenset()
+
+    upstream = models.ForeignKey(Upstream, on_delete=models.CASCADE, related_name="header_rules")
+    side = models.CharField(max_length=10, choices=Side, default=Side.REQUEST)
+    action = models.CharField(max_length=10, choices=Action, default=Action.SET)
+    name = models.CharField(max_length=200, help_text="Such as User-Agent or Authorization.")
+    value = models.TextField(
+        blank=True,
+        max_length=8000,
+        validators=[MaxLengthValidator(8000)],
+        help_text="Sent as it is. Kept from people who may only view.",
+    )
+
+    objects = RecordingQuerySet["HeaderRule"].as_manager()
+
+    class Meta:
+        ordering = ("upstream", "id")
+        base_manager_name = "objects"
+        constraints = (
+            models.CheckConstraint(condition=Q(side__in=Side.values), name="relay_header_rule_side"),
+            models.CheckConstraint(condition=Q(action__in=Action.values), name="relay_header_rule_action"),
+            models.CheckConstraint(
+                condition=Q(name__regex=r"^[!#$%&'*+.^_`|~0-9a-z-]+\Z") & ~Q(name__in=sorted(headers.FIXED_NAMES)),
+                name="relay_header_rule_name",
+            ),
+            models.CheckConstraint(
+                condition=~Q(value__contains="\r") & ~Q(value__contains="\n"), name="relay_header_rule_value"
+            ),
+            models.CheckConstraint(
+                condition=~Q(action=Action.REMOVE) | Q(value=""), name="relay_header_rule_remove_has_no_value"
+            ),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.action} {self.name} on the {self.side}"
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        self.full_clean()
+        using = kwargs.get("using") or router.db_for_write(HeaderRule, instance=self)
+        with transaction.atomic(using=using):
+            record_changes(touched_slugs(self, using=using), using=using)
+            super().save(*args, **kwargs)
+
+    @property
+    def upstream_slug(self) -> str:
+        return self.upstream.slug
+
+    def clean(self) -> None:
+        problems: dict[str, ValidationError] = {}
+        self.name = self.name.strip().lower()
+        self.value = self.value.strip(" \t")
+        try:
+            headers.check_rule_name(self.name)
+        except ValueError as problem:
+            problems["name"] = ValidationError(str(problem), code="invalid")
+        try:
+            headers.check_rule_value(self.value)
+        except ValueError as problem:
+            problems["value"] = ValidationError(str(problem), code="invalid")
+        if self.action == Action.REMOVE and self.value:
+            problems["value"] = ValidationError("Leave the value empty: the header field is removed.", code="invalid")
+        if problems:
+            raise ValidationError(problems)
+
+
+@receiver(pre_delete, sender=Upstream)
+@receiver(pre_delete, sender=HeaderRule)
+def _record_removal(
+    instance: Upstream | HeaderRule, using: str, origin: models.Model | models.QuerySet[Any] | None = None, **_: Any
+) -> None:
+    """For `row.delete()`. A queryset records all of its rows at once, and an upstream speaks for its header rules."""
+    if not isinstance(origin, RecordingQuerySet) and (origin is instance or not isinstance(origin, Upstream)):
+        record_changes(touched_slugs(instance, using=using), using=using)
+
+
+@receiver(pre_save, sender=Upstream)
+@receiver(pre_save, sender=HeaderRule)
+def _record_fixture(instance: Upstream | HeaderRule, raw: bool, using: str, **_: Any) -> None:
+    """`loaddata` writes rows without calling `save()`, in one transaction of its own. Rows may come in any order, so
+    what they point to may come later."""
+    if raw:
+        instance.clean_fields(exclude={"upstream", "created_by", "changed_by"})
+        instance.clean()
+        record_changes(touched_slugs(instance, using=using), using=using)
+
+
+def canonical_methods(text: str) -> str:
+    """`get post` -> `GET, POST`, in the order given, each once."""
+    methods = list(dict.fromkeys(text.upper().replace(",", " ").split()))
+    for method in methods:
+        if method in FORBIDDEN_METHODS:
+            raise ValueError(f"{method} is never relayed: leave it out.")
+        if not METHOD_PATTERN.fullmatch(method):
+            raise ValueError(f"“{method}” is not a method name. Write names such as GET, POST or PURGE.")
+    return ", ".join(methods)
+
+
+def canonical_networks(text: str) -> str:
+    return "\n".join(str(network) for network in addresses.parse_networks(text))
+
+
+def canonical_ca_bundle(text: str) -> str:
+    text = text.strip()
+    if not text:
+        return ""
+    advice = "Paste whole PEM certificates, from -----BEGIN CERTIFICATE----- to -----END CERTIFICATE-----."
+    if "-----BEGIN CERTIFICATE-----" not in text:
+        raise ValueError(f"There is no certificate in this. {advice}")
+    if "PRIVATE KEY-----" in text:
+        raise ValueError("There is a private key in this. Paste certificates alone, and replace that key.")
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=text)
+    except (ssl.SSLError, ValueError, TypeError) as problem:
+        raise ValueError(f"These certificates cannot be read. {advice}") from problem
+    return text + "\n"
+
+
+def canonical_proxy(text: str) -> str:
+    text = text.strip()
+    if text:
+        urls.parse_proxy_url(text)
+    return text
