@@ -1,0 +1,165 @@
+"""One JSON line for each request on the relay path, whatever became of it.
+
+Lines are collected and written together by a thread of their own, so a slow disk or a full pipe never holds the event
+loop. The bound is `MAX_WAITING_LINES`: beyond it lines are dropped, counted, and the count is written. A line holds no
+query, no header and no body; `detail` is the relay's own words.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from relay import conf
+from relay.signals import server_shutdown, server_startup
+
+FLUSH_SECONDS = 0.25
+MAX_WAITING_LINES = 20_000
+
+
+@dataclass(slots=True)
+class Entry:
+    """What is known of one request, filled in as it goes. Sizes in bytes; `started`, `head_at` by `perf_counter()`."""
+
+    method: str
+    request_id: bytes
+    started: float
+    client: str = ""
+    slug: str = ""
+    path: bytes = b""
+    status: int = 0
+    outcome: str = "ok"
+    """`ok`, `caller-gone`, `shutdown`, or the type of the `RelayError`."""
+    detail: str = ""
+    bytes_in: int = 0
+    bytes_out: int = 0
+    head_at: float = 0.0
+    wall: float = field(default_factory=time.time)
+
+    def line(self) -> str:
+        now = time.perf_counter()
+        record: dict[str, Any] = {
+            "time": _iso(self.wall),
+            "request_id": self.request_id.decode("ascii"),
+            "client": self.client,
+            "method": self.method,
+            "upstream": self.slug,
+            "path": self.path.decode("ascii", "backslashreplace"),
+            "status": self.status,
+            "outcome": self.outcome,
+            "bytes_in": self.bytes_in,
+            "bytes_out": self.bytes_out,
+            "head_ms": round((self.head_at - self.started) * 1000, 2) if self.head_at else None,
+            "total_ms": round((now - self.started) * 1000, 2),
+        }
+        if self.detail:
+            record["detail"] = self.detail
+        return _encode(record)
+
+
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+
+
+def _iso(wall: float) -> str:
+    return datetime.fromtimestamp(wall, UTC).isoformat(timespec="milliseconds")
+
+
+class AccessLog:
+    """Collects lines and writes them in batches. One per process."""
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+        self._dropped = 0
+        self._descriptor: int | None = None
+        self._owned = False
+        self._thread: ThreadPoolExecutor | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._writing: asyncio.Future[None] | None = None
+
+    def open(self, where: str) -> None:
+        """Begin to write to `where`: `stdout`, `off` or a path. Raises OSError when a path cannot be appended to."""
+        if where == "off":
+            return
+        if where == "stdout":
+            self._descriptor = sys.__stdout__.fileno() if sys.__stdout__ is not None else None
+        else:
+            self._descriptor = os.open(where, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640)
+            self._owned = True
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="relay-access-log")
+
+    def add(self, entry: Entry) -> None:
+        if self._descriptor is None:
+            return
+        if len(self._lines) >= MAX_WAITING_LINES:
+            self._dropped += 1
+            return
+        self._lines.append(entry.line())
+        if self._timer is None and self._writing is None:
+            self._timer = asyncio.get_running_loop().call_later(FLUSH_SECONDS, self._flush)
+
+    def _flush(self) -> None:
+        self._timer = None
+        if self._thread is None or not self._lines:
+            return
+        loop = asyncio.get_running_loop()
+        self._writing = loop.run_in_executor(self._thread, self._write, self._take())
+        self._writing.add_done_callback(self._written)
+
+    def _written(self, done: asyncio.Future[None]) -> None:
+        self._writing = None
+        if not done.cancelled():
+            done.exception()
+        if self._lines and self._thread is not None:
+            self._timer = asyncio.get_running_loop().call_later(FLUSH_SECONDS, self._flush)
+
+    def _take(self) -> bytes:
+        lines, self._lines = self._lines, []
+        if self._dropped:
+            lines.append(_encode({"time": _iso(time.time()), "outcome": "lines-dropped", "count": self._dropped}))
+            self._dropped = 0
+        return ("\n".join(lines) + "\n").encode()
+
+    def _write(self, batch: bytes) -> None:
+        view = memoryview(batch)
+        with contextlib.suppress(OSError):
+            while view and self._descriptor is not None:
+                view = view[os.write(self._descriptor, view) :]
+
+    async def close(self) -> None:
+        """Write what waits, and stop."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            if self._lines:
+                await asyncio.get_running_loop().run_in_executor(thread, self._write, self._take())
+            thread.shutdown()
+        if self._owned and self._descriptor is not None:
+            os.close(self._descriptor)
+        self._descriptor = None
+        self._owned = False
+
+
+log = AccessLog()
+
+
+async def open_log(**_: Any) -> None:
+    log.open(conf.current().access_log)
+
+
+async def close_log(**_: Any) -> None:
+    await log.close()
+
+
+def connect_signals() -> None:
+    server_startup.connect(open_log, dispatch_uid="relay.observing.access_log")
+    server_shutdown.connect(close_log, dispatch_uid="relay.observing.access_log")

@@ -1,0 +1,35 @@
+"""The ASGI types used by `serving`, and how to stop in the middle of an answer without a log full of it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from contextvars import ContextVar
+from typing import Any
+
+Scope = dict[str, Any]
+Message = Mapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+_aborted: ContextVar[bool] = ContextVar("relay_aborted", default=False)
+
+
+def mark_aborted() -> None:
+    """This request's answer ends in the middle, on purpose: the server closes the connection when the app returns."""
+    _aborted.set(True)
+
+
+class AbortFilter(logging.Filter):
+    """Drops uvicorn's complaint about answers that `mark_aborted` ended. The access log has told of them."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not (_aborted.get() and record.msg == "ASGI callable returned without completing response.")
+
+
+def quieten_aborts() -> None:
+    """Put the filter on uvicorn's logger, once."""
+    logger = logging.getLogger("uvicorn.error")
+    if not any(isinstance(found, AbortFilter) for found in logger.filters):
+        logger.addFilter(AbortFilter())

@@ -1,0 +1,109 @@
+"""The caller's side of one request: its body as it arrives, and the watch for its leaving.
+
+Owns the one place where `receive()` is called. Nothing is read before `open()`, so `100 Continue` goes only to those
+who may send. From then on one task reads: the body into a queue of `READ_AHEAD_MESSAGES`, then the disconnect. A full
+queue stops reading, which stops the caller.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+
+from relay.serving.asgi import Receive
+
+READ_AHEAD_MESSAGES = 2
+"""Bound of the queue; uvicorn's messages are 64 KiB and what one read added."""
+LINGER_SECONDS = 2.0
+LINGER_BYTES = 4 * 1024 * 1024
+
+
+class Inbound:
+    """What one caller sends. Belongs to one request and one task."""
+
+    __slots__ = ("_gone", "_on_gone", "_queue", "_reader", "_receive", "_room", "_wakeup", "complete")
+
+    def __init__(self, receive: Receive, *, on_gone: Callable[[], None]) -> None:
+        """`on_gone` is called once, when the caller disconnects while `open`."""
+        self.complete = True
+        """Everything of the body has been received. True, too, while there is none to receive."""
+        self._receive = receive
+        self._on_gone = on_gone
+        self._queue: deque[bytes] = deque()
+        self._reader: asyncio.Task[None] | None = None
+        self._wakeup: asyncio.Future[None] | None = None
+        self._room: asyncio.Future[None] | None = None
+        self._gone = False
+
+    def expect_body(self) -> None:
+        """The request's head announced a body."""
+        self.complete = False
+
+    def open(self) -> None:
+        """Begin to read: the body if there is one, and the watch for the caller's leaving."""
+        self._reader = asyncio.get_running_loop().create_task(self._read())
+
+    async def _read(self) -> None:
+        receive = self._receive
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                self._gone = True
+                self._wake()
+                self._on_gone()
+                return
+            if chunk := message.get("body"):
+                self._queue.append(chunk)
+            if not message.get("more_body"):
+                self.complete = True
+            self._wake()
+            while len(self._queue) >= READ_AHEAD_MESSAGES:
+                self._room = asyncio.get_running_loop().create_future()
+                await self._room
+
+    def _wake(self) -> None:
+        if self._wakeup is not None and not self._wakeup.done():
+            self._wakeup.set_result(None)
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        """The body's pieces. Ends early when the caller is gone: `on_gone` has then been called."""
+        queue = self._queue
+        while True:
+            if queue:
+                chunk = queue.popleft()
+                if self._room is not None and not self._room.done():
+                    self._room.set_result(None)
+                yield chunk
+            elif self.complete or self._gone:
+                return
+            else:
+                self._wakeup = asyncio.get_running_loop().create_future()
+                await self._wakeup
+
+    async def linger(self) -> None:
+        """Read on and throw away, within bounds, so that a caller still sending sees the answer before the connection
+        closes on its bytes. Costs the caller's time, never memory."""
+        if self._reader is None or self._gone:
+            return
+        discarded = 0
+        try:
+            async with asyncio.timeout(LINGER_SECONDS):
+                async for chunk in self:
+                    discarded += len(chunk)
+                    if discarded > LINGER_BYTES:
+                        return
+        except TimeoutError:
+            return
+
+    def close(self) -> None:
+        """Stop reading and watching. Lets go of the request: a cycle would keep both until a garbage collection."""
+        self._on_gone = _nobody
+        if self._reader is not None:
+            self._reader.cancel()
+            self._reader = None
+        self._queue.clear()
+
+
+def _nobody() -> None:
+    pass

@@ -1,0 +1,124 @@
+"""The lean way from ASGI to the relay view and back: no spooled body, no thread, no task but the watch on the caller.
+
+Theory of operation. One request is one call and stays in the server's task. The view decides and returns a
+`RelayResponse`; the handler sends its head and pumps its body, each `send()` waiting for a slow caller. The caller's
+leaving and the total time-out cancel this very task, whatever it awaits; `RelayRequest` remembers why. Before the head
+a failure is a problem document; after it the call returns without the last body message, and the server closes the
+connection: an answer that failed in the middle never looks whole. One `finally` closes everything, synchronously.
+
+Django's `request_started` and `request_finished` are not sent here: their receivers are made for threads and databases.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable
+from typing import cast
+
+from django.core.handlers.asgi import ASGIHandler
+from django.http import HttpResponse, StreamingHttpResponse
+from django.http.response import HttpResponseBase
+from django.utils.module_loading import import_string
+
+from relay import conf, errors, views
+from relay.observing import access_log
+from relay.serving.asgi import Receive, Scope, Send, mark_aborted
+from relay.serving.problems import problem_response
+from relay.serving.request import RelayRequest
+from relay.serving.responses import RelayResponse
+
+logger = logging.getLogger("relay.serving")
+
+View = Callable[[RelayRequest], Awaitable[HttpResponseBase]]
+
+
+class RelayHandler(ASGIHandler):
+    """Django's ASGI handler, cut down to what relaying needs. `RELAY_MIDDLEWARE` stands where MIDDLEWARE would."""
+
+    def load_middleware(self, is_async: bool = True) -> None:
+        view: View = views.relay
+        for path in reversed(conf.current().middleware):
+            view = import_string(path)(view)
+        self._view = view
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        entry = access_log.Entry(scope["method"], os.urandom(16).hex().encode(), time.perf_counter())
+        request = RelayRequest(scope, receive, entry)
+        response: RelayResponse | None = None
+        try:
+            response = await self._respond(request)
+            await self._send(request, response, send)
+        except asyncio.CancelledError:
+            mark_aborted()
+            if not request.resume():
+                entry.outcome = "shutdown"
+                raise
+            if request.caller_is_gone:
+                entry.outcome = "caller-gone"
+            else:
+                await self._fail(request, request.cut_by or errors.RelayError(), send)
+        except errors.RelayError as error:
+            await self._fail(request, error, send)
+        except Exception:
+            logger.exception("The relay failed on request %s", entry.request_id.decode())
+            await self._fail(request, errors.RelayError("exception"), send)
+        finally:
+            if request.exchange is not None:
+                entry.bytes_out = request.exchange.body_bytes
+                if request.exchange.request_body is not None:
+                    entry.bytes_in = request.exchange.request_body.passed
+            request.close()
+            if response is not None:
+                response.close()
+            access_log.log.add(entry)
+
+    async def _respond(self, request: RelayRequest) -> RelayResponse:
+        response = await self._view(request)
+        if isinstance(response, RelayResponse):
+            return response
+        # Middleware answered in the view's place, with an ordinary Django response.
+        pairs = [(name.lower().encode("ascii"), value.encode("latin-1")) for name, value in response.items()]
+        pairs += [(b"set-cookie", morsel.OutputString().encode("latin-1")) for morsel in response.cookies.values()]
+        if isinstance(response, StreamingHttpResponse):
+            return RelayResponse(response.status_code, pairs, aiter(response), on_close=response.close)
+        whole = cast(HttpResponse, response).content
+        return RelayResponse(response.status_code, pairs, whole=whole, on_close=response.close)
+
+    async def _send(self, request: RelayRequest, response: RelayResponse, send: Send) -> None:
+        entry = request.entry
+        entry.status = response.status_code
+        body = response.body
+        await send({"type": "http.response.start", "status": response.status_code, "headers": response.all_pairs()})
+        if body is None:
+            if request.inbound.complete:
+                await send({"type": "http.response.body", "body": response.whole})
+                return
+            await send({"type": "http.response.body", "body": response.whole, "more_body": True})
+            await request.inbound.linger()
+        else:
+            async for chunk in body:
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def _fail(self, request: RelayRequest, error: errors.RelayError, send: Send) -> None:
+        """A problem document if the head has not gone out, else nothing more."""
+        entry = request.entry
+        entry.outcome, entry.detail = error.type, error.detail
+        if entry.status:
+            mark_aborted()
+            return
+        response = problem_response(
+            error,
+            request_id=entry.request_id,
+            accept=views.accept_of(request),
+            close=not request.inbound.complete,
+        )
+        try:
+            await self._send(request, response, send)
+        except asyncio.CancelledError:
+            if not request.resume():
+                raise
+            entry.outcome = "caller-gone"

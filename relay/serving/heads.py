@@ -1,0 +1,122 @@
+"""The two heads of an exchange: what the upstream is sent, and what the caller is sent back.
+
+Puts the rules of `relay.rules` in their order. Strip first, inject last; an upstream's header rules have the last word.
+"""
+
+from __future__ import annotations
+
+import time
+from email.utils import formatdate
+from functools import lru_cache
+
+from relay.catalog import Upstream
+from relay.rules import cookies, forwarding, headers, location, paths
+from relay.rules.headers import Pairs, RequestFields
+
+_PLACED = frozenset({b"location", b"content-location", b"link", b"refresh", b"set-cookie"})
+"""Response fields that name places."""
+
+
+def request_target(upstream: Upstream, rest: bytes, query: bytes) -> bytes:
+    """The request target at the upstream, byte for byte what the caller appended to the mount."""
+    if rest:
+        return paths.join_target(upstream.base_prefix, rest, query)
+    return b"%b?%b" % (upstream.bare_target, query) if query else upstream.bare_target
+
+
+def request_pairs(
+    upstream: Upstream,
+    fields: RequestFields,
+    *,
+    mount: bytes,
+    peer: str | None,
+    peer_is_trusted: bool,
+    scheme: str,
+    request_id: bytes,
+    own_hop: bytes,
+) -> Pairs:
+    """The header pairs the upstream gets: the caller's, stripped; then framing, the relay's own, and the rules'."""
+    pairs = [(b"host", fields.host if upstream.caller_host else upstream.authority)]
+    pairs += fields.pairs
+    if fields.cookies:
+        cookie = cookies.outgoing_cookie(fields.cookies, prefix=upstream.cookie_prefix)
+        if cookie is not None:
+            pairs.append((b"cookie", cookie))
+    if fields.chunked:
+        pairs.append((b"transfer-encoding", b"chunked"))
+    elif fields.content_length is not None:
+        pairs.append((b"content-length", b"%d" % fields.content_length))
+    pairs.append((b"via", b", ".join([*fields.via, own_hop])))
+    pairs += forwarding.forwarded_headers(
+        peer=peer,
+        peer_is_trusted=peer_is_trusted,
+        scheme=scheme.encode(),
+        host=fields.host,
+        prefix=mount,
+        incoming=fields.forwarding,
+    )
+    pairs.append((b"x-request-id", request_id))
+    changes = upstream.request_changes
+    if changes:
+        pairs = headers.apply_changes(pairs, removed=changes.removed, appended=changes.appended)
+    return pairs
+
+
+def response_pairs(
+    upstream: Upstream, pairs: Pairs, *, mount: bytes, at_root: bool, request_id: bytes, own_name: bytes
+) -> Pairs:
+    """The header pairs the caller gets: the upstream's with its places turned into the relay's, then the relay's own.
+
+    `at_root`: the request was for the mount itself, without a slash.
+    """
+    present = {name for name, _ in pairs}
+    if not _PLACED.isdisjoint(present):
+        pairs = _placed(upstream, pairs, mount=mount, at_root=at_root)
+    pairs.append((b"via", b"1.1 " + own_name))
+    if b"date" not in present:
+        pairs.append((b"date", _date(int(time.time()))))
+    if b"x-request-id" not in present:
+        pairs.append((b"x-request-id", request_id))
+    if upstream.max_buffered_bytes is None and b"x-content-type-options" not in present:
+        pairs.append((b"x-content-type-options", b"nosniff"))
+    changes = upstream.response_changes
+    if changes:
+        pairs = headers.apply_changes(pairs, removed=changes.removed, appended=changes.appended)
+    return pairs
+
+
+def _placed(upstream: Upstream, pairs: Pairs, *, mount: bytes, at_root: bool) -> Pairs:
+    place = location.UpstreamPlace(
+        scheme=upstream.scheme.encode(),
+        host=upstream.host.encode(),
+        port=upstream.port,
+        base_path=upstream.base_prefix,
+        mount=mount,
+    )
+    placed: Pairs = []
+    for name, value in pairs:
+        if name == b"set-cookie":
+            cookie = cookies.relayed_set_cookie(
+                value,
+                prefix=upstream.cookie_prefix,
+                mount=mount,
+                base_path=upstream.base_prefix,
+                host=place.host,
+                at_root=at_root,
+            )
+            if cookie is not None:
+                placed.append((name, cookie))
+        elif name == b"link":
+            placed.append((name, location.relayed_link(value, place)))
+        elif name == b"refresh":
+            placed.append((name, location.relayed_refresh(value, place)))
+        elif name in _PLACED:
+            placed.append((name, location.relayed_location(value, place)))
+        else:
+            placed.append((name, value))
+    return placed
+
+
+@lru_cache(maxsize=2)
+def _date(second: int) -> bytes:
+    return formatdate(second, usegmt=True).encode()

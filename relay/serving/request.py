@@ -1,0 +1,92 @@
+"""The Django request of the relay path: raw scope, unread body, and `META` only for who asks."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import cached_property
+from typing import IO, TYPE_CHECKING, Any, cast
+
+from django.core.handlers.asgi import ASGIRequest
+from django.http.request import RawPostDataException
+
+from relay.errors import RelayError
+from relay.observing.access_log import Entry
+from relay.serving.asgi import Receive, Scope
+from relay.serving.body import Inbound
+
+if TYPE_CHECKING:
+    from relay.upstreams.exchange import Exchange
+
+
+class RelayRequest(ASGIRequest):
+    """An `ASGIRequest` that costs next to nothing until something is asked of it.
+
+    Middleware finds `META`, `headers`, `GET` and `COOKIES` as usual. The body is not theirs: it streams to the
+    upstream.
+    """
+
+    def __init__(self, scope: Scope, receive: Receive, entry: Entry) -> None:
+        self.scope = scope
+        self.method = scope["method"]
+        self.path = self.path_info = scope["path"]
+        self.script_name = scope.get("root_path", "")
+        self.resolver_match = None
+        self.entry = entry
+        self.inbound = Inbound(receive, on_gone=self._caller_left)
+        self.exchange: Exchange | None = None
+        self.caller_is_gone = False
+        self.cut_by: RelayError | None = None
+        """Why the exchange was cut short, when a timer did it."""
+        self._task = asyncio.current_task()
+        self._limit: asyncio.TimerHandle | None = None
+        self._read_started = False
+
+    @cached_property
+    def META(self) -> dict[str, Any]:  # type: ignore[override]  # noqa: N802 - Django's name
+        full = ASGIRequest(self.scope, cast("IO[bytes]", _Unread()))
+        return full.META
+
+    @property
+    def body(self) -> bytes:
+        raise RawPostDataException("The relay streams request bodies to the upstream: middleware cannot read them.")
+
+    def _caller_left(self) -> None:
+        self.caller_is_gone = True
+        self._cancel()
+
+    def limit_seconds(self, seconds: float, error: RelayError) -> None:
+        """Cut the exchange short with `error` when it is not over after `seconds`."""
+        self._limit = asyncio.get_running_loop().call_later(seconds, self._cut, error)
+
+    def _cut(self, error: RelayError) -> None:
+        self.cut_by = error
+        self._cancel()
+
+    def _cancel(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    def resume(self) -> bool:
+        """After a CancelledError: whether it was this request's own. If so it is taken back, and the task may go on."""
+        if not (self.caller_is_gone or self.cut_by) or self._task is None:
+            return False
+        self._task.uncancel()
+        return True
+
+    def close(self) -> None:
+        """Stop watching, and give back what the exchange holds. Synchronous: nothing can interrupt it."""
+        if self._limit is not None:
+            self._limit.cancel()
+        self.inbound.close()
+        if self.exchange is not None:
+            self.exchange.close()
+
+
+class _Unread:
+    """A body that nobody may read, in the place where Django wants one."""
+
+    def read(self, *_: Any) -> bytes:
+        raise RawPostDataException("The relay streams request bodies to the upstream: middleware cannot read them.")
+
+    def close(self) -> None:
+        pass

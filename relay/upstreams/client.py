@@ -1,0 +1,60 @@
+"""The one `httpx.AsyncClient` of this process, opened by `server_startup` and closed by `server_shutdown`.
+
+It is bare on purpose: no cookie jar, redirects, auth, event hooks or environment. One user's cookies would ride on
+another's request, and a redirect would leave the registered upstream. So `send` goes straight to the transport.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+
+from relay import catalog
+from relay.signals import server_shutdown, server_startup
+from relay.upstreams.transport import PooledTransport
+
+
+class RelayClient(httpx.AsyncClient):
+    """An `AsyncClient` that adds nothing to a request and keeps nothing of a response."""
+
+    def __init__(self, transport: httpx.AsyncBaseTransport) -> None:
+        super().__init__(transport=transport, trust_env=False, follow_redirects=False, timeout=None)
+        self.transport = transport
+
+    async def send(self, request: httpx.Request, **_: Any) -> httpx.Response:
+        """Hand `request` to the transport. The response streams; whoever sends it closes it. Raises httpx's errors."""
+        return await self.transport.handle_async_request(request)
+
+
+client: RelayClient | None = None
+"""None before start-up and after shutdown."""
+
+
+async def open_client(**_: Any) -> None:
+    global client
+    if client is None:
+        client = RelayClient(PooledTransport())
+
+
+async def close_client(**_: Any) -> None:
+    global client
+    closing, client = client, None
+    if closing is not None:
+        await closing.aclose()
+
+
+def retire_pools(snapshot: catalog.Snapshot) -> None:
+    """Told by the catalog's watcher after each poll: pools of upstreams that are no longer as they were may go."""
+    if client is not None and isinstance(client.transport, PooledTransport):
+        client.transport.keep(lambda upstream: _is_current(snapshot, upstream))
+
+
+def _is_current(snapshot: catalog.Snapshot, upstream: catalog.Upstream) -> bool:
+    found = snapshot.find(upstream.slug.encode())
+    return found is not None and found.revision == upstream.revision
+
+
+def connect_signals() -> None:
+    server_startup.connect(open_client, dispatch_uid="relay.upstreams.client")
+    server_shutdown.connect(close_client, dispatch_uid="relay.upstreams.client")

@@ -1,0 +1,150 @@
+"""One request carried to an upstream and its answer carried back.
+
+Theory of operation. `Exchange.open` takes a slot, builds the `httpx.Request`, sends it through the client and returns
+when the answer's head is there. The body is then an async iterator of bytes that bounds what it passes on. `close`
+gives the slot and the connection back: synchronous, idempotent, called in the handler's one `finally`. Whatever goes
+wrong comes out as a `RelayError`; httpx shows no further than here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncIterator
+from typing import NoReturn, cast
+
+import httpx
+
+from relay import errors
+from relay.catalog import Upstream
+from relay.rules.headers import Pairs
+from relay.upstreams import client as client_room
+from relay.upstreams import faults
+
+slots: Counter[str] = Counter()
+"""Exchanges in flight per slug, in this process. A slug without any has no entry."""
+
+_NO_BODY = httpx.ByteStream(b"")
+_URL = httpx.URL("http://upstream.invalid/")
+"""Requests need a URL object; the transport goes by the upstream and the raw target instead."""
+
+
+class RequestBody(httpx.AsyncByteStream):
+    """The caller's body on its way up: counted against the bound, never held."""
+
+    def __init__(self, chunks: AsyncIterator[bytes], *, limit: int | None) -> None:
+        self.passed = 0
+        self._chunks = chunks
+        self._limit = limit
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for chunk in self._chunks:
+            self.passed += len(chunk)
+            if self._limit is not None and self.passed > self._limit:
+                raise errors.RequestTooLarge(f"over {self._limit} bytes")
+            yield chunk
+
+
+class Exchange:
+    """A slot at an upstream and what is carried through it."""
+
+    __slots__ = ("_holds_slot", "_response", "body_bytes", "method", "request_body", "upstream")
+
+    def __init__(self, upstream: Upstream, *, method: str) -> None:
+        self.upstream = upstream
+        self.method = method
+        self.request_body: RequestBody | None = None
+        self.body_bytes = 0
+        """Bytes of the answer's body passed on so far."""
+        self._response: httpx.Response | None = None
+        self._holds_slot = False
+
+    async def open(
+        self, *, target: bytes, pairs: Pairs, body: AsyncIterator[bytes] | None
+    ) -> tuple[int, list[tuple[bytes, bytes]]]:
+        """Send the request; (status, raw header pairs) of the answer. Raises `RelayError`."""
+        upstream = self.upstream
+        client = client_room.client
+        if client is None:
+            raise errors.Draining("the client is closed")
+        if slots[upstream.slug] >= upstream.max_concurrent:
+            raise errors.UpstreamFull(f"{upstream.max_concurrent} exchanges")
+        slots[upstream.slug] += 1
+        self._holds_slot = True
+        if body is not None:
+            self.request_body = RequestBody(body, limit=upstream.max_request_bytes)
+        request = httpx.Request(
+            self.method,
+            _URL,
+            headers=pairs,
+            stream=self.request_body or _NO_BODY,
+            extensions={"upstream": upstream, "target": target},
+        )
+        try:
+            self._response = response = await client.send(request)
+        except httpx.HTTPError as problem:
+            _raise_relay_error(problem)
+        return response.status_code, response.headers.raw
+
+    async def body(self) -> AsyncIterator[bytes]:
+        """The answer's body as it arrives. Raises `RelayError` when it ends before its end, or is over the bound."""
+        response = cast(httpx.Response, self._response)
+        limit = self.upstream.max_response_bytes
+        try:
+            async for chunk in cast(httpx.AsyncByteStream, response.stream):
+                self.body_bytes += len(chunk)
+                if limit is not None and self.body_bytes > limit:
+                    raise errors.ResponseTooLarge(f"over {limit} bytes")
+                yield chunk
+        except httpx.HTTPError as problem:
+            _raise_relay_error(problem)
+
+    async def whole_body(self, limit: int) -> bytes:
+        """The answer's body held in memory, for buffered delivery. Raises `BufferExceeded` over `limit` bytes."""
+        held = bytearray()
+        async for chunk in self.body():
+            held += chunk
+            if len(held) > limit:
+                raise errors.BufferExceeded(f"over {limit} bytes")
+        return bytes(held)
+
+    def close(self) -> None:
+        """Give back slot and connection. At any moment, any number of times."""
+        response, self._response = self._response, None
+        if response is not None:
+            # Every stream of the seam closes at once; an `aclose()` could be cancelled half-way.
+            cast(httpx.SyncByteStream, response.stream).close()
+        if self._holds_slot:
+            self._holds_slot = False
+            slots[self.upstream.slug] -= 1
+            if not slots[self.upstream.slug]:
+                del slots[self.upstream.slug]
+
+
+_ERRORS: tuple[tuple[type[httpx.HTTPError], type[errors.RelayError]], ...] = (
+    (faults.AddressRefused, errors.EgressRefused),
+    (faults.NameUnresolved, errors.NameUnresolved),
+    (faults.PortClosed, errors.ConnectionRefused),
+    (faults.CertificateUntrusted, errors.CertificateRefused),
+    (faults.HandshakeFailed, errors.TLSFailed),
+    (faults.HeadTimeout, errors.HeadTimedOut),
+    (faults.CallerStalled, errors.CallerTimedOut),
+    (faults.HungUp, errors.UpstreamHungUp),
+    (httpx.ConnectTimeout, errors.ConnectTimedOut),
+    (httpx.PoolTimeout, errors.UpstreamFull),
+    (httpx.ReadTimeout, errors.IdleTimedOut),
+    (httpx.WriteTimeout, errors.UploadTimedOut),
+    (httpx.ProxyError, errors.OutboundProxyFailed),
+    (httpx.ConnectError, errors.ConnectionFailed),
+    (httpx.LocalProtocolError, errors.RequestRefused),
+    (httpx.RemoteProtocolError, errors.UpstreamProtocolFailed),
+    (httpx.NetworkError, errors.UpstreamHungUp),
+    (httpx.HTTPError, errors.UpstreamFailed),
+)
+"""The first that fits counts: finer kinds come before their parents."""
+
+
+def _raise_relay_error(problem: httpx.HTTPError) -> NoReturn:
+    for kind, error in _ERRORS:
+        if isinstance(problem, kind):
+            raise error(str(problem)) from problem
+    raise AssertionError("the last row fits every httpx.HTTPError")

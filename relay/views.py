@@ -1,0 +1,144 @@
+"""The relay view: from a request to a decision to an exchange. Reads top to bottom; the rules are in `relay.rules`.
+
+Nothing of the body is read before the decision. Refusals and failures are `RelayError`s, rendered here so that
+middleware sees responses.
+"""
+
+from __future__ import annotations
+
+import time
+from functools import lru_cache
+from typing import cast
+
+from django.http import HttpRequest, HttpResponse, HttpResponseBase
+
+from relay import catalog, conf, errors
+from relay.conf import MOUNT
+from relay.rules import access, forwarding, headers, paths
+from relay.serving import heads
+from relay.serving.hosts import check_host
+from relay.serving.problems import problem_response
+from relay.serving.request import RelayRequest
+from relay.serving.responses import RelayResponse
+from relay.upstreams.exchange import Exchange
+
+HTTP10_BUFFER_BYTES = 8 * 1024 * 1024
+"""Callers of HTTP/1.0 know no chunks: an answer of unknown length is held up to this, then sent with its length."""
+
+
+async def relay(request: HttpRequest) -> HttpResponseBase:
+    """Carry one request to its upstream. `request` is a `RelayRequest`; the lean handler makes those."""
+    relayed = cast(RelayRequest, request)
+    try:
+        return await _carry(relayed)
+    except errors.RelayError as error:
+        entry = relayed.entry
+        entry.outcome, entry.detail = error.type, error.detail
+        return problem_response(
+            error,
+            request_id=entry.request_id,
+            accept=accept_of(relayed),
+            close=not relayed.inbound.complete,
+        )
+
+
+async def _carry(request: RelayRequest) -> RelayResponse:
+    scope = request.scope
+    entry = request.entry
+    settings = conf.current()
+    method = entry.method
+
+    root = scope.get("root_path", "").encode()
+    slug, rest = paths.split_relay_path(scope["raw_path"], mount_length=len(root) + len(MOUNT))
+    entry.path = rest
+    peer = scope["client"][0] if scope.get("client") else None
+    trusted = _trusted_proxies(settings.trusted_proxies).trusts(peer)
+    entry.client = peer or ""
+    if _announces_body(scope["headers"]):
+        request.inbound.expect_body()
+
+    fields = headers.read_request(scope["headers"], max_bytes=settings.max_header_bytes)
+    if trusted:
+        entry.request_id = forwarding.request_id(fields.request_id, trusted=True, make=lambda: entry.request_id)
+        entry.client = forwarding.client_address(
+            peer, _trusted_proxies(settings.trusted_proxies), fields.forwarding.get(b"x-forwarded-for", ())
+        )
+    check_host(fields.host, settings.allowed_hosts)
+    upstream = catalog.current().find(slug)
+    if upstream is None:
+        raise errors.UpstreamUnknown
+    entry.slug = upstream.slug
+    own_name = settings.via.encode()
+    access.check_loop(fields.via, own_name)
+    access.check_method(method, upstream.methods)
+    access.check_access(open_to_anyone=upstream.open_to_anyone)
+    paths.check_path(rest)
+    if upstream.max_request_bytes is not None and (fields.content_length or 0) > upstream.max_request_bytes:
+        raise errors.RequestTooLarge(f"{fields.content_length} bytes announced")
+
+    exchange = request.exchange = Exchange(upstream, method=method)
+    if upstream.total_timeout_seconds is not None:
+        request.limit_seconds(upstream.total_timeout_seconds, errors.TotalTimedOut())
+    request.inbound.open()
+    mount = root + upstream.mount if root else upstream.mount
+    status, raw = await exchange.open(
+        target=heads.request_target(upstream, rest, scope["query_string"]),
+        pairs=heads.request_pairs(
+            upstream,
+            fields,
+            mount=mount,
+            peer=peer,
+            peer_is_trusted=trusted,
+            scheme=scope["scheme"],
+            request_id=entry.request_id,
+            own_hop=f"{scope['http_version']} {settings.via}".encode(),
+        ),
+        body=aiter(request.inbound) if fields.has_body else None,
+    )
+    entry.head_at = time.perf_counter()
+    pairs = heads.response_pairs(
+        upstream,
+        headers.read_response(raw, status=status),
+        mount=mount,
+        at_root=not rest,
+        request_id=entry.request_id,
+        own_name=own_name,
+    )
+    return await _deliver(request, exchange, status, pairs)
+
+
+async def _deliver(request: RelayRequest, exchange: Exchange, status: int, pairs: headers.Pairs) -> RelayResponse:
+    """Streamed, or read whole where the upstream or the caller's HTTP/1.0 asks for it."""
+    buffer_bytes = exchange.upstream.max_buffered_bytes
+    bodiless = request.method == "HEAD" or status in (204, 304)
+    if buffer_bytes is None and request.scope["http_version"] == "1.0" and b"content-length" not in dict(pairs):
+        buffer_bytes = HTTP10_BUFFER_BYTES
+    if buffer_bytes is None or bodiless:
+        return RelayResponse(status, pairs, exchange.body())
+    whole = await exchange.whole_body(buffer_bytes)
+    pairs = [pair for pair in pairs if pair[0] != b"content-length"]
+    pairs.append((b"content-length", b"%d" % len(whole)))
+    return RelayResponse(status, pairs, whole=whole)
+
+
+def accept_of(request: RelayRequest) -> bytes:
+    """The caller's Accept header."""
+    return b",".join(value for name, value in request.scope["headers"] if name == b"accept")
+
+
+def _announces_body(pairs: list[tuple[bytes, bytes]]) -> bool:
+    return any(name == b"transfer-encoding" or (name == b"content-length" and value != b"0") for name, value in pairs)
+
+
+@lru_cache(maxsize=2)
+def _trusted_proxies(networks: tuple[str, ...]) -> forwarding.TrustedProxies:
+    return forwarding.TrustedProxies(networks)
+
+
+async def disguised(request: HttpRequest, **_: object) -> HttpResponse:
+    """What Django's own handler finds under the mount: a spelling that only decodes to it, or a server without ASGI."""
+    return HttpResponse(
+        "Ask for /relay/<upstream>/<path> in plain spelling, from the relay's ASGI application.\n",
+        status=400,
+        content_type="text/plain; charset=utf-8",
+    )
