@@ -6,7 +6,12 @@ files.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
+
+from django.http import HttpRequest
+from django.templatetags.static import static
+from django.urls import reverse_lazy
 
 from config import environment
 
@@ -77,8 +82,10 @@ def _database(url: dict[str, Any]) -> dict[str, Any]:
             }
         }
     # A worker's pool is small: the watcher and the admin are all that use it.
-    pool = {"min_size": 0, "max_size": 8, "timeout": 5, "max_idle": 60}
-    options = {"connect_timeout": 5, "pool": pool, **database.get("OPTIONS", {})}
+    pool = {"min_size": 0, "max_size": 8, "timeout": 5, "max_idle": 60, "reconnect_timeout": 5}
+    # A network that swallows packets is noticed within about 20 seconds.
+    patience = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 2, "tcp_user_timeout": 20_000}
+    options = {"connect_timeout": 5, **patience, "pool": pool, **database.get("OPTIONS", {})}
     return database | {"OPTIONS": options, "CONN_HEALTH_CHECKS": True}
 
 
@@ -124,6 +131,7 @@ SECURE_REFERRER_POLICY = "same-origin"
 SECURE_CROSS_ORIGIN_OPENER_POLICY = "same-origin"
 X_FRAME_OPTIONS = "DENY"
 LOGIN_URL = "admin:login"
+LOGIN_REDIRECT_URL = "admin:index"  # the sign-in page asked for itself
 
 LOGGING: dict[str, Any] = {
     "version": 1,
@@ -142,16 +150,79 @@ LOGGING: dict[str, Any] = {
         # SQL at DEBUG has parameters in it.
         "django.db.backends": {"level": "INFO"},
         "django.template": {"level": "INFO"},
+        # At each retry it logs where the database is; the watcher tells of an outage once.
+        "psycopg.pool": {"level": "ERROR"},
         # It logs query strings, secrets included; ours is `RELAY_ACCESS_LOG`.
         "uvicorn.access": {"handlers": [], "level": "CRITICAL", "propagate": False},
     },
 }
 
+
+def _mark(request: HttpRequest) -> str:
+    return static("relay/mark.svg")
+
+
+def _may_see(permission_of: str) -> Callable[[HttpRequest], bool]:
+    """What the admin asks before it shows a model: view or change, such as `relay.{}_upstream`."""
+    return lambda request: any(request.user.has_perm(permission_of.format(right)) for right in ("view", "change"))
+
+
 UNFOLD: dict[str, Any] = {
     "SITE_TITLE": "Relay",
     "SITE_HEADER": "Relay",
-    "SITE_SYMBOL": "swap_horiz",
+    "SITE_ICON": _mark,
+    "SITE_FAVICONS": [{"rel": "icon", "type": "image/svg+xml", "href": _mark}],
+    "SITE_URL": None,
     "SHOW_VIEW_ON_SITE": False,
+    "DASHBOARD_CALLBACK": "relay.admin.index.dashboard",
+    "COLORS": {
+        "primary": {
+            "50": "oklch(98.4% .014 180.72)",
+            "100": "oklch(95.3% .051 180.801)",
+            "200": "oklch(91% .096 180.426)",
+            "300": "oklch(85.5% .138 181.071)",
+            "400": "oklch(77.7% .152 181.912)",
+            "500": "oklch(70.4% .14 182.503)",
+            "600": "oklch(51.1% .096 186.391)",
+            "700": "oklch(43.7% .078 188.216)",
+            "800": "oklch(38.6% .063 188.416)",
+            "900": "oklch(33% .055 189)",
+            "950": "oklch(27.7% .046 192.524)",
+        }
+    },
+    "SIDEBAR": {
+        "navigation": [
+            {
+                "items": [
+                    {"title": "Overview", "icon": "home", "link": reverse_lazy("admin:index")},
+                    {
+                        "title": "Upstreams",
+                        "icon": "swap_horiz",
+                        "link": reverse_lazy("admin:relay_upstream_changelist"),
+                        "permission": _may_see("relay.{}_upstream"),
+                    },
+                ]
+            },
+            {
+                "title": "People",
+                "separator": True,
+                "items": [
+                    {
+                        "title": "Users",
+                        "icon": "person",
+                        "link": reverse_lazy("admin:auth_user_changelist"),
+                        "permission": _may_see("auth.{}_user"),
+                    },
+                    {
+                        "title": "Groups",
+                        "icon": "group",
+                        "link": reverse_lazy("admin:auth_group_changelist"),
+                        "permission": _may_see("auth.{}_group"),
+                    },
+                ],
+            },
+        ]
+    },
 }
 
 RELAY_DATA_DIR = _env["RELAY_DATA_DIR"]

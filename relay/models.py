@@ -208,7 +208,7 @@ class Upstream(models.Model):
                 "Use lower-case letters, digits, hyphens and underscores, and begin and end with a letter or digit.",
             )
         ],
-        help_text="The name in the relay URL: /relay/<slug>/… Callers have to change their URLs when you change it.",
+        help_text="The name in the relay URL: /relay/your-slug/… Callers have to change their URLs when you change it.",
     )
     name = models.CharField(max_length=200, blank=True, help_text="What people call it. Left empty, the slug is shown.")
     description = models.TextField(blank=True, help_text="For whoever runs the relay next: what it is, who owns it.")

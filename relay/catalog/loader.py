@@ -123,12 +123,13 @@ def _reading() -> Iterator[None]:
                 )
                 yield
     except Error as problem:
-        raise _unreadable(problem) from None
+        raise unreadable(problem) from None
     finally:
         close_old_connections()
 
 
-def _unreadable(problem: Error) -> CatalogUnreadable:
+def unreadable(problem: Error) -> CatalogUnreadable:
+    """What to tell people about a failing database."""
     # Drivers put hosts, users and at times whole connection strings into their messages.
     kind = type(problem.__cause__ or problem).__name__
     if isinstance(problem, ProgrammingError) or str(problem).startswith("no such "):

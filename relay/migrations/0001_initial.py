@@ -49,7 +49,7 @@ class Migration(migrations.Migration):
                 (
                     "slug",
                     models.CharField(
-                        help_text="The name in the relay URL: /relay/<slug>/… Callers have to change their URLs when you change it.",
+                        help_text="The name in the relay URL: /relay/your-slug/… Callers have to change their URLs when you change it.",
                         max_length=63,
                         unique=True,
                         validators=[

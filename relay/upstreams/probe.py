@@ -145,7 +145,8 @@ class _Attempt:
             except socket.gaierror as problem:
                 raise _StepFailed(f"{self._host} has no address: {problem.strerror}", host=self._host) from None
         addresses = self._addresses()
-        return f"{self._host} is {', '.join(addresses)}", {"host": self._host, "addresses": addresses}
+        detail = "an address, no name" if addresses == [self._host] else f"{self._host} is {', '.join(addresses)}"
+        return detail, {"host": self._host, "addresses": addresses}
 
     def _addresses(self) -> list[str]:
         # A scope id names an interface, not another address.

@@ -24,7 +24,8 @@ LISTENING = re.compile(rb"Relay listening on (http://\S+) ")
 
 
 def environment(data: Path, **more: str) -> dict[str, str]:
-    return {"PATH": os.environ["PATH"], "RELAY_DATA_DIR": str(data), **more}
+    measuring = {name: text for name, text in os.environ.items() if name.startswith("COVERAGE_")}
+    return {"PATH": os.environ["PATH"], "RELAY_DATA_DIR": str(data), **measuring, **more}
 
 
 def run(*arguments: str, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:

@@ -1,0 +1,420 @@
+"""`manage.py upstreams`: the table of upstreams for scripts and terminals, with the same verdicts as the admin.
+
+What is written goes through the models, so it is validated and seen by every running worker. Values of header rules and
+the user and password of an outbound proxy are taken, never shown.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import sys
+from argparse import ArgumentParser
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from django.core.exceptions import NON_FIELD_ERRORS, ValidationError
+from django.core.management.base import BaseCommand, CommandError
+from django.db import Error, models, transaction
+from django.utils import timezone
+
+from relay.catalog import loader
+from relay.errors import PathRefused
+from relay.models import Access, HeaderRule, Upstream
+from relay.rules.paths import check_path, join_target
+from relay.rules.urls import parse_proxy_url
+from relay.upstreams.probe import Step, probe
+
+FIELDS = (
+    "name",
+    "description",
+    "base_url",
+    "enabled",
+    "access",
+    "allowed_methods",
+    "connect_timeout_seconds",
+    "head_timeout_seconds",
+    "idle_timeout_seconds",
+    "total_timeout_seconds",
+    "max_request_bytes",
+    "max_response_bytes",
+    "max_concurrent",
+    "max_connections",
+    "keepalive_seconds",
+    "delivery",
+    "max_buffered_bytes",
+    "host_header",
+    "allowed_networks",
+    "verify_tls",
+    "ca_bundle",
+    "outbound_proxy",
+)
+"""What `--set` takes and exports hold."""
+
+HIDDEN = "(hidden)"
+_TRUE = frozenset({"true", "yes", "on", "1"})
+_FALSE = frozenset({"false", "no", "off", "0"})
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
+_HEADER_FORM = "write SIDE:ACTION:NAME=VALUE, such as request:set:User-Agent=relay, or response:remove:Server"
+
+
+class Command(BaseCommand):
+    help = "Register, show, change, try and remove upstreams."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+
+        def action(name: str, act: Callable[..., None], text: str) -> ArgumentParser:
+            sub: ArgumentParser = actions.add_parser(name, help=text, description=text)
+            sub.set_defaults(act=act)
+            return sub
+
+        add = action("add", self.add, "Register an upstream.")
+        add.add_argument("slug", metavar="SLUG", help="its name in relay URLs: /relay/SLUG/")
+        add.add_argument("url", metavar="URL", help="its base URL, such as https://api.example.com/v1")
+        add.add_argument("--access", choices=Access.values, help="who may call it; default: key")
+        add.add_argument(
+            "--allow-network", metavar="CIDR", action="append", default=[], help="a network it may be in; repeatable"
+        )
+        change = action("set", self.change, "Change an upstream.")
+        change.add_argument("slug", metavar="SLUG")
+        change.add_argument("--no-headers", action="store_true", help="first remove all of its header rules")
+        for sub in (add, change):
+            sub.add_argument(
+                "--set",
+                metavar="FIELD=VALUE",
+                dest="assignments",
+                action="append",
+                default=[],
+                help=f"repeatable; ca_bundle=@FILE reads a file. Fields: {', '.join(FIELDS)}",
+            )
+            sub.add_argument(
+                "--header",
+                metavar="SIDE:ACTION:NAME[=VALUE]",
+                dest="headers",
+                action="append",
+                default=[],
+                help="a header rule; repeatable. In `set` it takes the place of the rules for that side and name",
+            )
+        show = action("show", self.show, "Show one upstream with all of its fields.")
+        show.add_argument("slug", metavar="SLUG")
+        listing = action("list", self.list_all, "List all upstreams.")
+        check = action("check", self.check_upstream, "Try an upstream step by step; exit code 1 when a step fails.")
+        check.add_argument("slug", metavar="SLUG")
+        check.add_argument("--path", default="", help="what to ask for under the base URL, such as /status?full=1")
+        for sub in (add, change, show, listing, check):
+            sub.add_argument("--json", action="store_true", dest="as_json", help="print JSON")
+        for name, act, text in (
+            ("enable", self.enable, "Switch upstreams on."),
+            ("disable", self.disable, "Switch upstreams off: callers get 404."),
+            ("remove", self.remove, "Remove upstreams and their header rules."),
+        ):
+            sub = action(name, act, text)
+            sub.add_argument("slugs", metavar="SLUG", nargs="+")
+        sub.add_argument("--yes", action="store_true", help="do not ask; it is only asked at a terminal")
+
+    def handle(self, *, act: Callable[..., None], **options: Any) -> None:
+        try:
+            act(**options)
+        except ValidationError as problem:
+            raise CommandError("\n".join(_sentences(problem))) from None
+        except Error as problem:
+            raise CommandError(str(loader.unreadable(problem))) from None
+
+    def add(
+        self,
+        *,
+        slug: str,
+        url: str,
+        access: str | None,
+        allow_network: list[str],
+        assignments: list[str],
+        headers: list[str],
+        as_json: bool,
+        **_: Any,
+    ) -> None:
+        row = Upstream(slug=slug, base_url=url)
+        _assign(row, assignments)
+        if access is not None:
+            row.access = access
+        row.allowed_networks = "\n".join([row.allowed_networks, *allow_network]).strip()
+        if Upstream.objects.filter(slug=slug).exists():
+            raise CommandError(f"There is an upstream {slug} already: change it with `upstreams set {slug}`.")
+        rules = _header_rules(headers)
+        with transaction.atomic():
+            row.save()
+            _save_rules(row, rules)
+        self._written(row, "Registered", as_json=as_json)
+
+    def change(
+        self, *, slug: str, assignments: list[str], headers: list[str], no_headers: bool, as_json: bool, **_: Any
+    ) -> None:
+        if not (assignments or headers or no_headers):
+            raise CommandError("Say what to change: --set FIELD=VALUE, --header or --no-headers.")
+        rules = _header_rules(headers)
+        with transaction.atomic():
+            row = _find(slug)
+            _assign(row, assignments)
+            row.save()
+            replaced = row.header_rules.all()
+            if not no_headers:
+                same = models.Q(pk__in=[])
+                for rule in rules:
+                    same |= models.Q(side=rule.side, name=rule.name.strip().lower())
+                replaced = replaced.filter(same)
+            replaced.delete()
+            _save_rules(row, rules)
+        self._written(row, "Changed", as_json=as_json)
+
+    def _written(self, row: Upstream, verb: str, *, as_json: bool) -> None:
+        if as_json:
+            self._print_json(document(row))
+        else:
+            self.stdout.write(f"{verb} {row.slug}: {row.relay_path} leads to {row.base_url}")
+        self._warn(row)
+
+    def _warn(self, row: Upstream) -> None:
+        for warning in row.warnings():
+            self.stderr.write(f"Warning: {warning}")
+
+    def list_all(self, *, as_json: bool, **_: Any) -> None:
+        rows = Upstream.objects.prefetch_related("header_rules").iterator(chunk_size=1000)
+        if as_json:
+            self._print_json([document(row) for row in rows])
+            return
+        lines = [("SLUG", "BASE URL", "ACCESS", "STATE", "LAST CHANGE")]
+        lines += [
+            (row.slug, row.base_url, row.access, "live" if row.enabled else "off", _local(row.changed_at))
+            for row in rows
+        ]
+        if len(lines) == 1:
+            self.stderr.write("There are no upstreams. Register one with `upstreams add SLUG URL`.")
+        else:
+            self._print_table(lines)
+
+    def show(self, *, slug: str, as_json: bool, **_: Any) -> None:
+        row = _find(slug)
+        if as_json:
+            self._print_json(document(row))
+            return
+        lines = [("slug", row.slug), ("relay_path", row.relay_path)]
+        lines += [(field, _in_words(field, value)) for field, value in _values(row).items()]
+        for rule in row.header_rules.all():
+            value = "" if rule.action == "remove" else f": {HIDDEN}"
+            lines.append(("header rule", f"{rule.side} {rule.action} {rule.name}{value}"))
+        lines += [("created_at", _local(row.created_at)), ("changed_at", _local(row.changed_at))]
+        self._print_table(lines)
+        self._warn(row)
+
+    def enable(self, *, slugs: Sequence[str], **_: Any) -> None:
+        self._switch(slugs, on=True)
+
+    def disable(self, *, slugs: Sequence[str], **_: Any) -> None:
+        self._switch(slugs, on=False)
+
+    def _switch(self, slugs: Sequence[str], *, on: bool) -> None:
+        Upstream.objects.filter(pk__in=[row.pk for row in _find_all(slugs)]).update(enabled=on)
+        self.stdout.write(f"{'Enabled' if on else 'Disabled'} {', '.join(slugs)}")
+
+    def remove(self, *, slugs: Sequence[str], yes: bool, **_: Any) -> None:
+        rows = _find_all(slugs)
+        if not yes and sys.stdin.isatty():
+            paths = ", ".join(row.relay_path for row in rows)
+            self.stdout.write(f"Callers of {paths} will get 404, and the header rules are lost.")
+            if input("Remove? Type yes: ").strip().lower() not in {"y", "yes"}:
+                raise CommandError("Nothing was removed.")
+        Upstream.objects.filter(pk__in=[row.pk for row in rows]).delete()
+        self.stdout.write(f"Removed {', '.join(slugs)}")
+
+    def check_upstream(self, *, slug: str, path: str, as_json: bool, **_: Any) -> None:
+        row = _find(slug)
+        try:
+            upstream = loader.snapshot_of(row, [])
+        except loader.RowUnreadable as problem:
+            raise CommandError(f"{slug} cannot be used: {problem}. Save it anew.") from None
+        target = _target(path, upstream.base_prefix) if path else upstream.bare_target
+        steps = asyncio.run(probe(upstream, target=target))
+        ok = steps[-1].succeeded
+        if as_json:
+            self._print_json({"slug": slug, "ok": ok, "steps": [_step_document(step) for step in steps]})
+        else:
+            self._print_table(
+                [
+                    (step.name, "ok" if step.succeeded else "FAILED", f"{step.milliseconds:.1f} ms", step.detail)
+                    for step in steps
+                ]
+            )
+        if not ok:
+            raise CommandError(f"{slug} does not work: {steps[-1].name} failed.")
+
+    def _print_json(self, value: Any) -> None:
+        self.stdout.write(json.dumps(value, indent=2, ensure_ascii=False))
+
+    def _print_table(self, rows: Sequence[Sequence[str]]) -> None:
+        """Columns as wide as their widest cell; the last runs free. Nothing in a cell can steer a terminal."""
+        cells = [[_CONTROL.sub(" ", cell) for cell in row] for row in rows]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        for row in cells:
+            padded = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+            self.stdout.write("  ".join(padded).rstrip())
+
+
+def document(row: Upstream) -> dict[str, Any]:
+    """An upstream as JSON, without its secrets."""
+    return {
+        "slug": row.slug,
+        "relay_path": row.relay_path,
+        **_values(row),
+        "header_rules": [
+            {"side": rule.side, "action": rule.action, "name": rule.name} for rule in row.header_rules.all()
+        ],
+        "created_at": row.created_at.isoformat(),
+        "changed_at": row.changed_at.isoformat(),
+    }
+
+
+def _values(row: Upstream) -> dict[str, Any]:
+    values: dict[str, Any] = {field: getattr(row, field) for field in FIELDS}
+    values["allowed_methods"] = row.allowed_methods.replace(",", " ").split()
+    values["allowed_networks"] = row.allowed_networks.split()
+    values["outbound_proxy"] = _without_userinfo(row.outbound_proxy)
+    return values
+
+
+def _without_userinfo(proxy: str) -> str:
+    if "@" not in proxy:
+        return proxy
+    try:
+        scheme = parse_proxy_url(proxy).scheme
+    except ValueError:
+        return HIDDEN
+    return f"{scheme}://{HIDDEN}@{proxy.rpartition('@')[2]}"
+
+
+def _in_words(field: str, value: Any) -> str:
+    if field == "ca_bundle" and value:
+        return f"{value.count('-----BEGIN CERTIFICATE-----')} certificates"
+    if isinstance(value, list):
+        return ", ".join(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "" if value is None else str(value)
+
+
+def _step_document(step: Step) -> dict[str, Any]:
+    return {
+        "name": step.name,
+        "outcome": "ok" if step.succeeded else "failed",
+        "milliseconds": step.milliseconds,
+        "detail": step.detail,
+        **step.facts,
+    }
+
+
+def _find(slug: str) -> Upstream:
+    return _find_all([slug])[0]
+
+
+def _find_all(slugs: Sequence[str]) -> list[Upstream]:
+    found = {row.slug: row for row in Upstream.objects.filter(slug__in=slugs)}
+    missing = [slug for slug in slugs if slug not in found]
+    if missing:
+        raise CommandError(f"There is no upstream {', '.join(missing)}. `upstreams list` shows those there are.")
+    return list(found.values())
+
+
+def _assign(row: Upstream, assignments: Iterable[str]) -> None:
+    """Sets what `FIELD=VALUE` texts say; all that are wrong are named together."""
+    problems: dict[str, list[str]] = {}
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        if name not in FIELDS:
+            problems.setdefault(name or "--set", []).append(f"There is no such field. There are: {', '.join(FIELDS)}.")
+        elif not equals:
+            problems.setdefault(name, []).append(f"Write {name}=VALUE; {name}= empties it.")
+        else:
+            try:
+                setattr(row, name, _value(name, text))
+            except ValueError as problem:
+                problems.setdefault(name, []).append(str(problem))
+    if problems:
+        raise ValidationError(problems)
+
+
+def _value(name: str, text: str) -> Any:
+    """The value of a field for what was written on the command line. ValueError says what to write."""
+    field = Upstream._meta.get_field(name)
+    if isinstance(field, models.BooleanField):
+        if text.lower() not in _TRUE | _FALSE:
+            raise ValueError("Write true or false.")
+        return text.lower() in _TRUE
+    if isinstance(field, models.FloatField | models.IntegerField):
+        kind, words = (float, "number") if isinstance(field, models.FloatField) else (int, "whole number")
+        if not text:
+            if field.null:
+                return None
+            raise ValueError(f"It cannot be empty: write a {words}.")
+        try:
+            return kind(text)
+        except ValueError:
+            raise ValueError(f"Write a {words}.") from None
+    if name == "ca_bundle" and text.startswith("@"):
+        try:
+            return Path(text[1:]).read_text(encoding="utf-8")
+        except (OSError, UnicodeError) as problem:
+            reason = getattr(problem, "strerror", None) or "it is not text"
+            raise ValueError(f"The file {text[1:]} cannot be read: {reason}.") from None
+    return text
+
+
+def _header_rules(texts: Iterable[str]) -> list[HeaderRule]:
+    """Rules not yet saved. A text that has not the form is not repeated: it may hold a secret."""
+    rules = []
+    for text in texts:
+        head, equals, value = text.partition("=")
+        parts = head.split(":")
+        if len(parts) != 3 or (parts[1] == "remove") == bool(equals):
+            raise CommandError(f"--header: {_HEADER_FORM}.")
+        rules.append(HeaderRule(side=parts[0], action=parts[1], name=parts[2], value=value))
+    return rules
+
+
+def _save_rules(row: Upstream, rules: Iterable[HeaderRule]) -> None:
+    for rule in rules:
+        rule.upstream = row
+        try:
+            rule.save()
+        except ValidationError as problem:
+            raise CommandError("\n".join(f"--header {line}" for line in _sentences(problem))) from None
+
+
+def _target(path: str, base_prefix: bytes) -> bytes:
+    before, _, query = path.partition("?")
+    try:
+        raw = before.encode("ascii")
+        raw_query = query.encode("ascii")
+        check_path(raw)
+        if not raw.startswith(b"/") or re.search(rb"[\x00-\x20\x7f#]", raw + raw_query):
+            raise ValueError
+    except (PathRefused, ValueError):
+        raise CommandError(
+            "--path: begin it with /, percent-encode what is not ASCII, and leave out dot segments and fragments."
+        ) from None
+    return join_target(base_prefix, raw, raw_query)
+
+
+def _sentences(problem: ValidationError) -> list[str]:
+    """One line for each thing that is wrong, with its field."""
+    if not hasattr(problem, "error_dict"):
+        return problem.messages
+    return [
+        message if field == NON_FIELD_ERRORS else f"{field}: {message}"
+        for field, messages in problem.message_dict.items()
+        for message in messages
+    ]
+
+
+def _local(moment: Any) -> str:
+    return f"{timezone.localtime(moment):%Y-%m-%d %H:%M}"

@@ -1,0 +1,273 @@
+"""`manage.py upstreams` as scripts use it: what it writes, what it prints, what it never prints, and its exit codes."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+from django.core.management import CommandError, call_command
+from django.db import connections
+
+from relay.management.commands.upstreams import FIELDS
+from relay.models import Change, HeaderRule, Upstream
+from tests.origin import Origin, reply
+
+pytestmark = pytest.mark.django_db
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def run(*arguments: str) -> tuple[str, str]:
+    """(standard output, standard error)"""
+    out, err = io.StringIO(), io.StringIO()
+    call_command("upstreams", *arguments, stdout=out, stderr=err)
+    return out.getvalue(), err.getvalue()
+
+
+def run_json(*arguments: str) -> Any:
+    return json.loads(run(*arguments, "--json")[0])
+
+
+def refusal(*arguments: str) -> str:
+    with pytest.raises(CommandError) as problem:
+        run(*arguments)
+    assert problem.value.returncode == 1
+    return str(problem.value)
+
+
+def test_add_registers_with_the_careful_defaults() -> None:
+    out, err = run("add", "a", "https://a.example.com/v1")
+    assert out == "Registered a: /relay/a/ leads to https://a.example.com/v1\n"
+    assert err == ""
+    row = Upstream.objects.get()
+    assert (row.slug, row.access, row.enabled) == ("a", "key", True)
+    assert Change.objects.filter(slug="a").exists()
+
+
+def test_add_takes_everything_at_once(tmp_path: Path) -> None:
+    pem = trustme.CA().cert_pem.bytes().decode()
+    (tmp_path / "ca.pem").write_text(pem)
+    shown = run_json(
+        *("add", "a", "http://10.0.0.5:8080", "--access", "anyone"),
+        *("--allow-network", "10.0.0.0/8", "--allow-network", "fd00::/8"),
+        *("--set", "name=My = name", "--set", "total_timeout_seconds=", "--set", "max_request_bytes=1024"),
+        *("--set", "verify_tls=no", "--set", f"ca_bundle=@{tmp_path / 'ca.pem'}", "--set", "allowed_methods=get,post"),
+        *("--set", "outbound_proxy=http://user:s3cret@10.0.0.9:3128", "--set", "idle_timeout_seconds=1.5"),
+        *("--header", "request:set:Authorization=Bearer s3cret=:x", "--header", "response:remove:Server"),
+    )
+    row = Upstream.objects.get()
+    assert row.outbound_proxy == "http://user:s3cret@10.0.0.9:3128"
+    assert row.header_rules.get(side="request").value == "Bearer s3cret=:x"
+    assert row.ca_bundle == pem.strip() + "\n"
+    assert shown["allowed_networks"] == ["10.0.0.0/8", "fd00::/8"]
+    assert shown["allowed_methods"] == ["GET", "POST"]
+    assert shown["name"] == "My = name"
+    assert shown["max_request_bytes"] == 1024
+    assert shown["total_timeout_seconds"] is None
+    assert shown["verify_tls"] is False
+    assert shown["outbound_proxy"] == "http://(hidden)@10.0.0.9:3128"
+    assert shown["header_rules"] == [
+        {"side": "request", "action": "set", "name": "authorization"},
+        {"side": "response", "action": "remove", "name": "server"},
+    ]
+    assert shown["relay_path"] == "/relay/a/"
+    assert set(FIELDS) <= set(shown)
+
+
+def test_what_will_not_work_is_warned_of_on_standard_error() -> None:
+    _, err = run("add", "a", "http://127.0.0.1:9000")
+    assert err.startswith("Warning: 127.0.0.1 is not a public address")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["https://user:s3cret@a.example.com"], "base_url: Take the user name and password out"),
+        (["ftp://a.example.com"], "base_url: Begin the URL with http:// or https://"),
+        (["https://a.example.com", "--allow-network", "ten"], "allowed_networks: ten is not a network"),
+        (["https://a.example.com", "--set", "colour=red"], "colour: There is no such field. There are: name, "),
+        (["https://a.example.com", "--set", "slug=b"], "slug: There is no such field."),
+        (["https://a.example.com", "--set", "name"], "name: Write name=VALUE"),
+        (["https://a.example.com", "--set", "verify_tls=perhaps"], "verify_tls: Write true or false."),
+        (["https://a.example.com", "--set", "max_concurrent=many"], "max_concurrent: Write a whole number."),
+        (["https://a.example.com", "--set", "max_concurrent="], "max_concurrent: It cannot be empty"),
+        (["https://a.example.com", "--set", "head_timeout_seconds=soon"], "head_timeout_seconds: Write a number."),
+        (["https://a.example.com", "--set", "head_timeout_seconds=nan"], "head_timeout_seconds: "),
+        (["https://a.example.com", "--set", "ca_bundle=@/nowhere/ca.pem"], "ca_bundle: The file /nowhere/ca.pem"),
+        (["https://a.example.com", "--set", "ca_bundle=nonsense"], "ca_bundle: There is no certificate"),
+        (["https://a.example.com", "--header", "authorization=s3cret"], "--header: write SIDE:ACTION:NAME=VALUE"),
+        (["https://a.example.com", "--header", "request:remove:x-a=s3cret"], "--header: write SIDE:ACTION:NAME=VALUE"),
+        (["https://a.example.com", "--header", "request:set:host=s3cret"], "--header name: "),
+        (["https://a.example.com", "--header", "both:set:x-a=s3cret"], "--header side: "),
+    ],
+)
+def test_what_is_wrong_is_said_by_field_and_nothing_is_written(arguments: list[str], words: str) -> None:
+    text = refusal("add", "a", *arguments)
+    assert words in text
+    assert "s3cret" not in text
+    assert not Upstream.objects.exists()
+    assert not HeaderRule.objects.exists()
+
+
+def test_all_wrong_fields_are_named_together() -> None:
+    text = refusal("add", "a", "https://a.example.com", "--set", "max_concurrent=0", "--set", "delivery=slowly")
+    assert {line.partition(":")[0] for line in text.splitlines()} == {"max_concurrent", "delivery"}
+
+
+def test_a_taken_slug_points_to_set() -> None:
+    run("add", "a", "https://a.example.com")
+    assert "upstreams set a" in refusal("add", "a", "https://b.example.com")
+
+
+def test_set_changes_only_what_is_named() -> None:
+    run("add", "a", "https://a.example.com", "--set", "name=A", "--header", "request:set:x-a=1")
+    run("set", "a", "--set", "base_url=https://b.example.com", "--set", "enabled=false")
+    row = Upstream.objects.get()
+    assert (row.base_url, row.enabled, row.name, row.header_rules.count()) == ("https://b.example.com", False, "A", 1)
+
+
+def test_set_replaces_the_rules_of_the_same_side_and_name() -> None:
+    run("add", "a", "https://a.example.com", "--header", "request:set:x-a=1", "--header", "request:set:x-b=2")
+    run("set", "a", "--header", "request:set:X-A=3", "--header", "response:set:x-b=4")
+    rules = set(HeaderRule.objects.values_list("side", "name", "value"))
+    assert rules == {("request", "x-a", "3"), ("request", "x-b", "2"), ("response", "x-b", "4")}
+    run("set", "a", "--no-headers")
+    assert not HeaderRule.objects.exists()
+
+
+def test_a_set_that_fails_leaves_all_as_it_was() -> None:
+    run("add", "a", "https://a.example.com", "--header", "request:set:x-a=1")
+    refusal("set", "a", "--set", "name=new", "--header", "request:set:x-a=2", "--header", "request:set:host=3")
+    row = Upstream.objects.get()
+    assert (row.name, row.header_rules.get().value) == ("", "1")
+    assert "Say what to change" in refusal("set", "a")
+
+
+def test_list_is_a_table_or_json() -> None:
+    assert "There are no upstreams" in run("list")[1]
+    assert run_json("list") == []
+    run("add", "a", "https://a.example.com")
+    run("add", "longer", "https://b.example.com", "--set", "enabled=off", "--access", "anyone")
+    head, *lines = run("list")[0].splitlines()
+    assert head.split("  ")[0] == "SLUG"
+    assert [line.split()[:4] for line in lines] == [
+        ["a", "https://a.example.com", "key", "live"],
+        ["longer", "https://b.example.com", "anyone", "off"],
+    ]
+    assert [line.index("https") for line in lines] == [head.index("BASE URL")] * 2
+    assert [row["slug"] for row in run_json("list")] == ["a", "longer"]
+
+
+def test_show_hides_secrets_and_cannot_steer_a_terminal() -> None:
+    run(
+        *("add", "a", "https://a.example.com", "--set", "description=x\x1b[31m\ny"),
+        *("--set", "outbound_proxy=http://user:s3cret@proxy.example.com:3128"),
+        *("--header", "request:set:authorization=s3cret", "--header", "request:remove:cookie"),
+        *("--set", f"ca_bundle={trustme.CA().cert_pem.bytes().decode()}"),
+    )
+    for text in (run("show", "a")[0], run("show", "a", "--json")[0]):
+        assert "s3cret" not in text
+        assert "(hidden)" in text
+        assert "\x1b" not in text
+    text = run("show", "a")[0]
+    assert "request set authorization: (hidden)" in text
+    assert "request remove cookie\n" in text
+    assert "1 certificates" in text
+    assert "http://(hidden)@proxy.example.com:3128" in text
+
+
+def test_enable_and_disable_take_several_and_refuse_all_when_one_is_unknown() -> None:
+    run("add", "a", "https://a.example.com")
+    run("add", "b", "https://b.example.com")
+    assert run("disable", "a", "b")[0] == "Disabled a, b\n"
+    assert not Upstream.objects.filter(enabled=True).exists()
+    assert "There is no upstream c." in refusal("enable", "a", "c")
+    assert not Upstream.objects.filter(enabled=True).exists()
+    run("enable", "a")
+    assert Upstream.objects.get(enabled=True).slug == "a"
+
+
+def test_remove_does_not_ask_scripts(monkeypatch: pytest.MonkeyPatch) -> None:
+    run("add", "a", "https://a.example.com")
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    assert run("remove", "a")[0] == "Removed a\n"
+    assert not Upstream.objects.exists()
+    assert "There is no upstream a." in refusal("remove", "a")
+
+
+@pytest.mark.parametrize(("answer", "is_removed"), [("yes\n", True), ("no\n", False), ("\n", False)])
+def test_remove_asks_at_a_terminal(monkeypatch: pytest.MonkeyPatch, answer: str, is_removed: bool) -> None:
+    run("add", "a", "https://a.example.com")
+    monkeypatch.setattr("sys.stdin", Terminal(answer))
+    if is_removed:
+        assert "Callers of /relay/a/ will get 404" in run("remove", "a")[0]
+    else:
+        assert refusal("remove", "a") == "Nothing was removed."
+    assert Upstream.objects.exists() is not is_removed
+
+
+def test_remove_with_yes_never_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    run("add", "a", "https://a.example.com")
+    monkeypatch.setattr("sys.stdin", Terminal())
+    run("remove", "a", "--yes")
+    assert not Upstream.objects.exists()
+
+
+@pytest.mark.parametrize("action", ["show", "set", "check"])
+def test_an_unknown_slug_points_to_list(action: str) -> None:
+    assert "`upstreams list` shows" in refusal(action, "a", *(["--set", "name=x"] if action == "set" else []))
+
+
+def test_check_stops_at_the_egress_guard_and_says_which_network() -> None:
+    run("add", "a", "http://127.0.0.1:9")
+    out = io.StringIO()
+    with pytest.raises(CommandError) as problem:
+        call_command("upstreams", "check", "a", stdout=out)
+    assert problem.value.returncode == 1
+    assert str(problem.value) == "a does not work: egress failed."
+    dns, egress = out.getvalue().splitlines()
+    assert dns.split()[:2] == ["dns", "ok"]
+    assert egress.split()[:2] == ["egress", "FAILED"]
+    assert "127.0.0.1 is loopback (127.0.0.0/8)" in egress
+
+
+def test_check_refuses_a_path_that_could_not_be_relayed() -> None:
+    run("add", "a", "http://127.0.0.1:9")
+    for path in ("x", "/../x", "/é", "/a b", "/a#b", "/a?b\r\nc"):
+        assert refusal("check", "a", "--path", path).startswith("--path: ")
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_check_asks_the_upstream_and_tells_each_step(origin: Origin) -> None:
+    origin.otherwise(reply(204))
+
+    def in_thread() -> Any:
+        try:
+            run(
+                *("add", "a", f"http://127.0.0.1:{origin.port}/v1/", "--allow-network", "127.0.0.0/8"),
+                *("--header", "request:set:authorization=s3cret"),
+            )
+            return run_json("check", "a"), run("check", "a", "--path", "/x?y=1")[0]
+        finally:
+            connections.close_all()
+
+    document, text = await asyncio.to_thread(in_thread)
+    assert document["ok"] is True
+    assert [(step["name"], step["outcome"]) for step in document["steps"]] == [
+        ("dns", "ok"),
+        ("egress", "ok"),
+        ("tcp", "ok"),
+        ("http", "ok"),
+    ]
+    assert document["steps"][-1]["status"] == 204
+    assert "204" in text
+    assert [request.target for request in origin.requests] == [b"/v1/", b"/v1/x?y=1"]
+    assert not any(request.values(b"authorization") for request in origin.requests)

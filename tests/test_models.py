@@ -1,0 +1,226 @@
+"""The verdicts of the model and of the database's constraints, and the log of changes that every write leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import trustme
+from django.core.exceptions import ValidationError
+from django.db import DataError, IntegrityError, transaction
+
+from relay.models import Change, HeaderRule, Revision, Upstream
+
+pytestmark = pytest.mark.django_db
+
+CA_BUNDLE = trustme.CA().cert_pem.bytes().decode()
+KEY = trustme.CA().private_key_pem.bytes().decode()
+
+
+def upstream(**fields: Any) -> Upstream:
+    return Upstream(**{"slug": "a", "base_url": "https://a.example.com"} | fields)
+
+
+def saved(**fields: Any) -> Upstream:
+    row = upstream(**fields)
+    row.save()
+    row.refresh_from_db()
+    return row
+
+
+def recorded(edit: Callable[[], object]) -> set[str]:
+    """The slugs that an edit noted as changed."""
+    before = Revision.objects.get(pk=1).value
+    edit()
+    return set(Change.objects.filter(revision__gt=before).values_list("slug", flat=True))
+
+
+WRONG = [
+    ("slug", "A"),
+    ("slug", "-a"),
+    ("slug", "a/b"),
+    ("slug", "a\n"),
+    ("slug", ""),
+    ("slug", "a" * 64),
+    ("base_url", ""),
+    ("base_url", "ftp://a.example.com"),
+    ("base_url", "https://user:s3cret@a.example.com"),
+    ("base_url", "https://a.example.com/?q"),
+    ("base_url", "https://a.example.com/#f"),
+    ("base_url", "https://a.example.com/../b"),
+    ("base_url", "https://127.1"),
+    ("access", "everyone"),
+    ("delivery", "slowly"),
+    ("host_header", "mine"),
+    ("allowed_methods", "GET, TRACE"),
+    ("allowed_methods", "G=T"),
+    ("allowed_networks", "10.0.0.1/8"),
+    ("allowed_networks", "ten"),
+    ("connect_timeout_seconds", 0),
+    ("connect_timeout_seconds", float("nan")),
+    ("connect_timeout_seconds", float("inf")),
+    ("total_timeout_seconds", 0),
+    ("keepalive_seconds", -1),
+    ("keepalive_seconds", float("nan")),
+    ("max_request_bytes", -1),
+    ("max_response_bytes", 2**51),
+    ("max_concurrent", 0),
+    ("max_connections", 65_536),
+    ("max_buffered_bytes", 0),
+    ("ca_bundle", "no certificate"),
+    ("ca_bundle", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----"),
+    ("ca_bundle", "-----BEGIN CERTIFICATE-----é"),
+    ("ca_bundle", CA_BUNDLE + KEY),
+    ("outbound_proxy", "socks5://proxy.example.com"),
+    ("outbound_proxy", "http://user:s3cret@proxy.example.com/path"),
+]
+
+
+@pytest.mark.parametrize(("field", "value"), WRONG)
+def test_a_wrong_value_is_refused_at_its_field_without_repeating_secrets(field: str, value: Any) -> None:
+    with pytest.raises(ValidationError) as problem:
+        upstream(**{field: value}).save()
+    assert set(problem.value.message_dict) == {field}
+    assert "s3cret" not in str(problem.value)
+    assert not Upstream.objects.exists()
+
+
+@pytest.mark.parametrize(("field", "value"), [case for case in WRONG if case[0] != "slug"])
+def test_bulk_writes_give_the_same_verdicts(field: str, value: Any) -> None:
+    saved(slug="b")
+    with pytest.raises(ValidationError) as problem:
+        Upstream.objects.bulk_create([upstream(**{field: value})])
+    assert field in problem.value.message_dict
+    with transaction.atomic(), pytest.raises((ValidationError, IntegrityError, DataError)), transaction.atomic():
+        Upstream.objects.filter(slug="b").update(**{field: value})
+    assert Upstream.objects.get().slug == "b"
+    assert getattr(Upstream.objects.get(), field) != value
+
+
+def test_texts_are_stored_in_one_canonical_form() -> None:
+    row = saved(
+        base_url=" HTTPS://BÜCHER.example:443/ ",
+        allowed_methods="get post,GET",
+        allowed_networks="10.0.0.0/8, 192.0.2.1 10.0.0.0/8",
+        ca_bundle=f"\n{CA_BUNDLE}\n\n",
+        outbound_proxy=" http://proxy.example.com:3128 ",
+    )
+    assert row.base_url == "https://xn--bcher-kva.example"
+    assert row.allowed_methods == "GET, POST"
+    assert row.allowed_networks == "10.0.0.0/8\n192.0.2.1/32"
+    assert row.ca_bundle == CA_BUNDLE.strip() + "\n"
+    assert row.outbound_proxy == "http://proxy.example.com:3128"
+
+
+def test_an_at_sign_in_the_path_is_no_userinfo() -> None:
+    assert saved(base_url="https://a.example.com/@me").base_url == "https://a.example.com/@me"
+
+
+def test_defaults_are_the_careful_ones() -> None:
+    row = saved()
+    assert (row.access, row.delivery, row.verify_tls, row.allowed_networks, row.enabled) == (
+        "key",
+        "stream",
+        True,
+        "",
+        True,
+    )
+    assert str(row) == "a"
+    assert row.relay_path == "/relay/a/"
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"base_url": "http://127.0.0.1:9000"}, "127.0.0.1 is not a public address"),
+        ({"outbound_proxy": "http://10.0.0.9:3128"}, "10.0.0.9 is not a public address"),
+        ({"verify_tls": False}, "TLS verification is off"),
+        ({"max_connections": 1, "max_concurrent": 2}, "Only 1 of 2"),
+    ],
+)
+def test_what_will_not_work_is_saved_with_a_warning(fields: dict[str, Any], words: str) -> None:
+    warnings = saved(**fields).warnings()
+    assert len(warnings) == 1
+    assert words in warnings[0]
+
+
+def test_an_allowed_network_or_a_name_needs_no_warning() -> None:
+    assert saved(base_url="http://127.0.0.1", allowed_networks="127.0.0.0/8").warnings() == []
+    assert upstream(outbound_proxy="http://proxy.example.com:3128").warnings() == []
+
+
+@pytest.mark.parametrize(
+    ("field", "fields"),
+    [
+        ("name", {"name": "Host"}),
+        ("name", {"name": "Transfer-Encoding"}),
+        ("name", {"name": "X A"}),
+        ("name", {"name": ""}),
+        ("value", {"value": "s3cret\r\nX-B: 1"}),
+        ("value", {"value": "s3cret\0"}),
+        ("value", {"value": "s3cret" * 2000}),
+        ("value", {"action": "remove", "value": "s3cret"}),
+        ("side", {"side": "both"}),
+        ("action", {"action": "replace"}),
+    ],
+)
+def test_a_wrong_header_rule_is_refused_without_repeating_its_value(field: str, fields: dict[str, str]) -> None:
+    row = saved()
+    with pytest.raises(ValidationError) as problem:
+        HeaderRule(upstream=row, **{"name": "X-A", "value": "1"} | fields).save()
+    assert field in problem.value.message_dict
+    assert "s3cret" not in str(problem.value)
+
+
+def test_a_header_rule_is_stored_in_lower_case_and_trimmed() -> None:
+    rule = saved().header_rules.create(name=" X-A ", value="\t1 ")
+    assert (rule.name, rule.value) == ("x-a", "1")
+    assert str(rule) == "set x-a on the request"
+
+
+def test_header_rules_of_bulk_writes_are_validated_too() -> None:
+    rule = saved().header_rules.create(name="x-a", value="1")
+    with transaction.atomic(), pytest.raises(IntegrityError), transaction.atomic():
+        HeaderRule.objects.filter(pk=rule.pk).update(name="via me")
+    with pytest.raises(ValidationError):
+        HeaderRule.objects.filter(pk=rule.pk).update(value="a\x01b")
+    with pytest.raises(ValidationError):
+        HeaderRule.objects.bulk_create([HeaderRule(upstream=rule.upstream, name="host", value="x")])
+    rule.refresh_from_db()
+    assert (rule.name, rule.value) == ("x-a", "1")
+
+
+def test_every_write_notes_the_slugs_it_touches() -> None:
+    row = saved()
+    other = saved(slug="b")
+    assert recorded(row.save) == {"a"}
+    row.slug = "c"
+    assert recorded(row.save) == {"a", "c"}
+    rule = HeaderRule(upstream=row, name="x-a", value="1")
+    assert recorded(rule.save) == {"c"}
+    rule.upstream = other
+    assert recorded(rule.save) == {"b", "c"}
+    assert recorded(rule.delete) == {"b"}
+    assert recorded(lambda: Upstream.objects.update(enabled=False)) == {"b", "c"}
+    assert recorded(lambda: Upstream.objects.filter(slug="b").update(slug="d")) == {"b", "d"}
+    assert recorded(lambda: Upstream.objects.bulk_create([upstream(slug="e"), upstream(slug="f")])) == {"e", "f"}
+    assert recorded(row.delete) == {"c"}
+    assert recorded(Upstream.objects.all().delete) == {"d", "e", "f"}
+
+
+def test_an_update_moves_the_last_change() -> None:
+    row = saved()
+    Upstream.objects.update(enabled=False)
+    before, row = row.changed_at, Upstream.objects.get()
+    assert row.changed_at > before
+
+
+def test_a_query_set_is_deleted_by_query_sets_only() -> None:
+    assert not hasattr(Upstream.objects, "delete")
+
+
+def test_revision_and_change_read_well() -> None:
+    saved()
+    assert str(Revision.objects.get()) == "1"
+    assert str(Change.objects.get()) == "a at 1"
