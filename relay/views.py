@@ -34,11 +34,12 @@ async def relay(request: HttpRequest) -> HttpResponseBase:
     except errors.RelayError as error:
         entry = relayed.entry
         entry.outcome, entry.detail = error.type, error.detail
+        # Before the answer: its caller may be slow, and the upstream would go on getting the body.
+        relayed.end_exchange()
         return problem_response(
             error,
             request_id=entry.request_id,
             accept=accept_of(relayed),
-            close=not relayed.inbound.complete,
         )
 
 

@@ -13,7 +13,7 @@ ORDINARY_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 def check_method(method: str, allowed: frozenset[str]) -> None:
     """Raises `MethodRefused`, with Allow, unless `allowed` has `method`; empty, it has all but CONNECT and TRACE."""
     if method in NEVER_RELAYED or (allowed and method not in allowed):
-        names: Iterable[str] = sorted(allowed) if allowed else ORDINARY_METHODS
+        names: Iterable[str] = sorted(allowed - NEVER_RELAYED) if allowed else ORDINARY_METHODS
         raise MethodRefused(headers=((b"allow", ", ".join(names).encode()),))
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
@@ -42,19 +41,6 @@ class TrustedProxies:
         except ValueError:
             return False
         return any(parsed in network for network in self._networks)
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """Who calls. `address` is for logs and limits; `trusted` says that the peer's forwarding lines count."""
-
-    address: str
-    trusted: bool
-
-
-def caller(peer: str | None, trusted: TrustedProxies, forwarded_for: Sequence[bytes]) -> Caller:
-    """`peer` is the address at the socket, if any; `forwarded_for` are the values of the X-Forwarded-For lines."""
-    return Caller(address=client_address(peer, trusted, forwarded_for), trusted=trusted.trusts(peer))
 
 
 def client_address(peer: str | None, trusted: TrustedProxies, forwarded_for: Sequence[bytes]) -> str:

@@ -1,28 +1,37 @@
 """The caller's side of one request: its body as it arrives, and the watch for its leaving.
 
 Owns the one place where `receive()` is called. Nothing is read before `open()`, so `100 Continue` goes only to those
-who may send. From then on one task reads: the body into a queue of `READ_AHEAD_MESSAGES`, then the disconnect. A full
-queue stops reading, which stops the caller.
+who may send. From then on one task reads: the body into a queue of `READ_AHEAD_BYTES`, then the disconnect. A full
+queue stops reading, which stops the caller. It also stops the watch: nobody can see a caller leave behind bytes that
+nobody takes, so an upload that is stuck ends by its idle time-out.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 
+from relay.serving import hangup
 from relay.serving.asgi import Receive
 
-READ_AHEAD_MESSAGES = 2
-"""Bound of the queue; uvicorn's messages are 64 KiB and what one read added."""
+READ_AHEAD_BYTES = 128 * 1024
+"""Bound of the queue, beyond which no further message is asked for; uvicorn's hold 64 KiB and what one read added."""
+PIECE_BYTES = 64
+"""What a piece costs beside its bytes, so that tiny ones are bounded too."""
 LINGER_SECONDS = 2.0
 LINGER_BYTES = 4 * 1024 * 1024
+
+
+class CallerLeft(Exception):
+    """The caller disconnected before its body was whole. What came of it must not look whole to the upstream."""
 
 
 class Inbound:
     """What one caller sends. Belongs to one request and one task."""
 
-    __slots__ = ("_gone", "_on_gone", "_queue", "_reader", "_receive", "_room", "_wakeup", "complete")
+    __slots__ = ("_gone", "_on_gone", "_queue", "_reader", "_receive", "_room", "_waiting", "_wakeup", "complete")
 
     def __init__(self, receive: Receive, *, on_gone: Callable[[], None]) -> None:
         """`on_gone` is called once, when the caller disconnects while `open`."""
@@ -31,6 +40,7 @@ class Inbound:
         self._receive = receive
         self._on_gone = on_gone
         self._queue: deque[bytes] = deque()
+        self._waiting = 0
         self._reader: asyncio.Task[None] | None = None
         self._wakeup: asyncio.Future[None] | None = None
         self._room: asyncio.Future[None] | None = None
@@ -49,34 +59,58 @@ class Inbound:
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
-                self._gone = True
-                self._wake()
-                self._on_gone()
+                self._left()
                 return
             if chunk := message.get("body"):
                 self._queue.append(chunk)
+                self._waiting += len(chunk) + PIECE_BYTES
             if not message.get("more_body"):
                 self.complete = True
             self._wake()
-            while len(self._queue) >= READ_AHEAD_MESSAGES:
-                self._room = asyncio.get_running_loop().create_future()
-                await self._room
+            while self._waiting >= READ_AHEAD_BYTES:
+                loop = asyncio.get_running_loop()
+                self._room = loop.create_future()
+                look = loop.call_later(hangup.LOOK_SECONDS, self._look, self._room)
+                try:
+                    await self._room
+                finally:
+                    look.cancel()
+                if self._gone:
+                    return
+
+    def _look(self, room: asyncio.Future[None]) -> None:
+        """The upstream takes nothing, so nothing is received: see whether the caller is still there."""
+        if room.done():
+            return
+        if hangup.has_hung_up(self._receive):
+            self._left()
+            room.set_result(None)
+        else:
+            asyncio.get_running_loop().call_later(hangup.LOOK_SECONDS, self._look, room)
+
+    def _left(self) -> None:
+        self._gone = True
+        self._wake()
+        self._on_gone()
 
     def _wake(self) -> None:
         if self._wakeup is not None and not self._wakeup.done():
             self._wakeup.set_result(None)
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        """The body's pieces. Ends early when the caller is gone: `on_gone` has then been called."""
+        """The body's pieces. Raises `CallerLeft` when they end before the body does."""
         queue = self._queue
         while True:
             if queue:
                 chunk = queue.popleft()
+                self._waiting -= len(chunk) + PIECE_BYTES
                 if self._room is not None and not self._room.done():
                     self._room.set_result(None)
                 yield chunk
-            elif self.complete or self._gone:
+            elif self.complete:
                 return
+            elif self._gone:
+                raise CallerLeft
             else:
                 self._wakeup = asyncio.get_running_loop().create_future()
                 await self._wakeup
@@ -84,17 +118,15 @@ class Inbound:
     async def linger(self) -> None:
         """Read on and throw away, within bounds, so that a caller still sending sees the answer before the connection
         closes on its bytes. Costs the caller's time, never memory."""
-        if self._reader is None or self._gone:
-            return
+        if self._reader is None:
+            self.open()
         discarded = 0
-        try:
+        with contextlib.suppress(TimeoutError, CallerLeft):
             async with asyncio.timeout(LINGER_SECONDS):
                 async for chunk in self:
                     discarded += len(chunk)
                     if discarded > LINGER_BYTES:
                         return
-        except TimeoutError:
-            return
 
     def close(self) -> None:
         """Stop reading and watching. Lets go of the request: a cycle would keep both until a garbage collection."""

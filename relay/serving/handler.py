@@ -57,7 +57,8 @@ class RelayHandler(ASGIHandler):
                 entry.outcome = "shutdown"
                 raise
             if request.caller_is_gone:
-                entry.outcome = "caller-gone"
+                # Who leaves after being told of an error does not make it undone.
+                entry.outcome = "caller-gone" if entry.outcome == "ok" else entry.outcome
             else:
                 await self._fail(request, request.cut_by or errors.RelayError(), send)
         except errors.RelayError as error:
@@ -90,23 +91,30 @@ class RelayHandler(ASGIHandler):
     async def _send(self, request: RelayRequest, response: RelayResponse, send: Send) -> None:
         entry = request.entry
         entry.status = response.status_code
-        body = response.body
-        await send({"type": "http.response.start", "status": response.status_code, "headers": response.all_pairs()})
-        if body is None:
-            if request.inbound.complete:
-                await send({"type": "http.response.body", "body": response.whole})
-                return
-            await send({"type": "http.response.body", "body": response.whole, "more_body": True})
-            await request.inbound.linger()
-        else:
-            async for chunk in body:
+        inbound = request.inbound
+        pairs = response.all_pairs()
+        # Answered before the request was whole: what is still to come of it must not be taken for the next request.
+        early = not inbound.complete
+        if early:
+            pairs = [*pairs, (b"connection", b"close")]
+        await send({"type": "http.response.start", "status": response.status_code, "headers": pairs})
+        if response.body is not None:
+            async for chunk in response.body:
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
-        await send({"type": "http.response.body", "body": b""})
+            last = b""
+        else:
+            last = response.whole
+        if early:
+            await send({"type": "http.response.body", "body": last, "more_body": True})
+            await inbound.linger()
+            last = b""
+        await send({"type": "http.response.body", "body": last})
 
     async def _fail(self, request: RelayRequest, error: errors.RelayError, send: Send) -> None:
         """A problem document if the head has not gone out, else nothing more."""
         entry = request.entry
         entry.outcome, entry.detail = error.type, error.detail
+        request.end_exchange()
         if entry.status:
             mark_aborted()
             return
@@ -114,11 +122,9 @@ class RelayHandler(ASGIHandler):
             error,
             request_id=entry.request_id,
             accept=views.accept_of(request),
-            close=not request.inbound.complete,
         )
         try:
             await self._send(request, response, send)
         except asyncio.CancelledError:
             if not request.resume():
                 raise
-            entry.outcome = "caller-gone"

@@ -16,8 +16,8 @@ from relay.errors import RelayError
 from relay.serving.responses import RelayResponse
 
 
-def problem_response(error: RelayError, *, request_id: bytes, accept: bytes, close: bool) -> RelayResponse:
-    """The answer for `error`. `close` ends the connection: part of the request was left unread."""
+def problem_response(error: RelayError, *, request_id: bytes, accept: bytes) -> RelayResponse:
+    """The answer for `error`."""
     as_page = prefers_page(accept)
     body = _page(error, request_id) if as_page else _document(error, request_id)
     pairs = [
@@ -33,8 +33,6 @@ def problem_response(error: RelayError, *, request_id: bytes, accept: bytes, clo
     ]
     if error.retry_after_seconds is not None:
         pairs.append((b"retry-after", str(error.retry_after_seconds).encode()))
-    if close:
-        pairs.append((b"connection", b"close"))
     return RelayResponse(error.status, pairs, whole=body)
 
 

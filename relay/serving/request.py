@@ -73,13 +73,17 @@ class RelayRequest(ASGIRequest):
         self._task.uncancel()
         return True
 
-    def close(self) -> None:
-        """Stop watching, and give back what the exchange holds. Synchronous: nothing can interrupt it."""
+    def end_exchange(self) -> None:
+        """Give back what the exchange holds. Synchronous: nothing can interrupt it."""
         if self._limit is not None:
             self._limit.cancel()
-        self.inbound.close()
         if self.exchange is not None:
             self.exchange.close()
+
+    def close(self) -> None:
+        """End the exchange, and stop watching the caller."""
+        self.end_exchange()
+        self.inbound.close()
 
 
 class _Unread:

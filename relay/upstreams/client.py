@@ -51,8 +51,7 @@ def retire_pools(snapshot: catalog.Snapshot) -> None:
 
 
 def _is_current(snapshot: catalog.Snapshot, upstream: catalog.Upstream) -> bool:
-    found = snapshot.find(upstream.slug.encode())
-    return found is not None and found.revision == upstream.revision
+    return snapshot.find(upstream.slug.encode()) == upstream
 
 
 def connect_signals() -> None:

@@ -42,7 +42,7 @@ class Guard:
     allowed_networks: tuple[IPv4Network | IPv6Network, ...] = ()
 
     async def resolve(self, host: str, port: int, family: int = socket.AF_UNSPEC) -> list[str]:
-        """The addresses of `host`, all of them allowed. Raises `EgressDenied`, or `socket.gaierror` if there is none."""
+        """The addresses of `host`, all allowed. Raises `EgressDenied`, or `socket.gaierror` if there is none."""
         loop = asyncio.get_running_loop()
         found = await loop.getaddrinfo(host, port, family=family, type=socket.SOCK_STREAM)
         addresses = list(dict.fromkeys(str(info[4][0]) for info in found))

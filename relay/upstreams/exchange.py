@@ -83,7 +83,12 @@ class Exchange:
             self._response = response = await client.send(request)
         except httpx.HTTPError as problem:
             _raise_relay_error(problem)
-        return response.status_code, response.headers.raw
+        pairs = response.headers.raw
+        if upstream.max_response_bytes is not None and self.method != "HEAD" and response.status_code != 304:
+            announced = _announced_bytes(pairs)
+            if announced > upstream.max_response_bytes:
+                raise errors.ResponseTooLarge(f"{announced} bytes announced")
+        return response.status_code, pairs
 
     async def body(self) -> AsyncIterator[bytes]:
         """The answer's body as it arrives. Raises `RelayError` when it ends before its end, or is over the bound."""
@@ -118,6 +123,11 @@ class Exchange:
             slots[self.upstream.slug] -= 1
             if not slots[self.upstream.slug]:
                 del slots[self.upstream.slug]
+
+
+def _announced_bytes(pairs: list[tuple[bytes, bytes]]) -> int:
+    """What Content-Length tells; 0 without one. The transport lets no other than a number pass."""
+    return max((int(value) for name, value in pairs if name.lower() == b"content-length"), default=0)
 
 
 _ERRORS: tuple[tuple[type[httpx.HTTPError], type[errors.RelayError]], ...] = (

@@ -16,13 +16,14 @@ request target, bytes). Raises what `httpx` and `relay.upstreams.faults` define.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import socket
 import ssl
+import struct
 from base64 import b64encode
 from collections.abc import AsyncIterator, Callable
 from typing import Any, cast
-from weakref import WeakSet
 
 import aiohttp
 import httpx
@@ -34,6 +35,7 @@ from aiohttp.http import HttpProcessingError, RawResponseMessage, StreamWriter
 from aiohttp.streams import EofStream, StreamReader
 from yarl import URL
 
+from relay import catalog
 from relay.catalog import Upstream
 from relay.rules.urls import parse_proxy_url
 from relay.upstreams import faults
@@ -46,6 +48,8 @@ MAX_HEAD_LINE_BYTES = 64 * 1024
 MAX_HEAD_FIELDS = 256
 MAX_STALE_ATTEMPTS = 3
 """How many pooled connections that turn out dead one request may meet."""
+_SERVED = "relay_served"
+_RESET = struct.pack("ii", 1, 0)
 RETRIED_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
@@ -62,6 +66,8 @@ class PooledTransport(httpx.AsyncBaseTransport):
         if pool is None or pool.upstream is not upstream:
             pool = self._pool_for(upstream, pool)
         pool.enter()
+        if self._pools.get(upstream.slug) is not pool:
+            self._retire(pool)
         try:
             return await pool.send(request)
         except BaseException:
@@ -69,17 +75,15 @@ class PooledTransport(httpx.AsyncBaseTransport):
             raise
 
     def _pool_for(self, upstream: Upstream, pool: Pool | None) -> Pool:
-        if pool is not None and pool.upstream.revision == upstream.revision:
+        if pool is not None and pool.upstream == upstream:
             return pool
-        if pool is not None and pool.upstream.revision > upstream.revision:
-            # A request decided from an older snapshot: its own pool, gone with its last exchange.
-            older = Pool(upstream)
-            self._retire(older)
-            return older
-        if pool is not None:
-            self._retire(pool)
-        pool = self._pools[upstream.slug] = Pool(upstream)
-        return pool
+        fresh = Pool(upstream)
+        # A request decided from an older snapshot gets a pool of its own, which is gone with it.
+        if pool is None or catalog.current().find(upstream.slug.encode()) == upstream:
+            self._pools[upstream.slug] = fresh
+            if pool is not None:
+                self._retire(pool)
+        return fresh
 
     def _retire(self, pool: Pool) -> None:
         self._retired.add(pool)
@@ -144,7 +148,6 @@ class Pool:
         self._target_prefix = b""
         if proxy is not None and not secure:
             self._target_prefix = b"http://" + upstream.authority
-        self._served: WeakSet[ResponseHandler] = WeakSet()
         self._on_closed: Callable[[Pool], None] | None = None
         self._idle_since = loop.time()
 
@@ -192,19 +195,28 @@ class Pool:
         raise AssertionError("unreachable")
 
     async def _connect(self) -> Wire:
+        while True:
+            connection = await self._take_connection()
+            protocol = cast(ResponseHandler, connection.protocol)
+            # The protocol lives as long as its connection, and has room for a mark.
+            marks = vars(protocol)
+            if _SERVED not in marks:
+                marks[_SERVED] = True
+                return Wire(self, connection, protocol, reused=False)
+            if not protocol.should_close:
+                return Wire(self, connection, protocol, reused=True)
+            # The upstream spoke while nobody had asked: that must not be taken for this request's answer.
+            connection.close()
+
+    async def _take_connection(self) -> Connection:
         try:
-            connection = await self._connector.connect(self._destination, [], self._connect_timeout)
+            return await self._connector.connect(self._destination, [], self._connect_timeout)
         except TimeoutError as problem:
             if self.exchanges > self.upstream.max_connections:
                 raise httpx.PoolTimeout("no free connection") from problem
             raise httpx.ConnectTimeout("connect") from problem
         except (aiohttp.ClientError, OSError) as problem:
             raise _connect_fault(problem) from problem
-        protocol = cast(ResponseHandler, connection.protocol)
-        reused = protocol in self._served
-        if not reused:
-            self._served.add(protocol)
-        return Wire(self, connection, protocol, reused=reused)
 
     def _head(self, request: httpx.Request) -> bytes:
         """The request's head as it goes on the wire, or `httpx.LocalProtocolError` for what would break out of it."""
@@ -279,7 +291,9 @@ class Wire(httpx.AsyncByteStream):
             while True:
                 message, payload = await self._protocol.read()
                 self.untouched = False
-                if message.code >= 200 or message.code == 101:
+                if message.version.major != 1:
+                    raise httpx.RemoteProtocolError(f"HTTP/{message.version.major}")
+                if not 100 <= message.code < 200 or message.code == 101:
                     return message, payload
         except (aiohttp.ClientError, HttpProcessingError, EofStream, OSError) as problem:
             raise _read_fault(problem) from problem
@@ -315,8 +329,7 @@ class Wire(httpx.AsyncByteStream):
         self._protocol.set_exception(problem)
         if self._payload is not None:
             self._payload.set_exception(problem)
-        if self._protocol.transport is not None:
-            self._protocol.transport.abort()
+        _abort(self._protocol.transport)
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         payload = cast(StreamReader, self._payload)
@@ -354,10 +367,8 @@ class Wire(httpx.AsyncByteStream):
             if whole:
                 self._connection.release()
             else:
-                transport = self._connection.transport
+                _abort(self._connection.transport)
                 self._connection.close()
-                if transport is not None:
-                    transport.abort()
             self._connection = None
         self._leave()
 
@@ -437,6 +448,17 @@ class _Raw(httpx.Headers):
     def __init__(self, pairs: Any) -> None:
         self._list = [(name, name.lower(), value) for name, value in pairs]
         self._encoding = None
+
+
+def _abort(transport: asyncio.Transport | None) -> None:
+    """Close with a reset: the upstream learns at once that no more comes, and what waits to be sent is not sent."""
+    if transport is None:
+        return
+    connection: socket.socket | None = transport.get_extra_info("socket")
+    if connection is not None:
+        with contextlib.suppress(OSError):
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    transport.abort()
 
 
 def _nobody(_: Exception) -> None:

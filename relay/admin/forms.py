@@ -1,0 +1,73 @@
+"""The forms of upstreams and their header rules: labels with units, fitting widgets. All validation is the models'."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from django import forms
+from unfold.widgets import UnfoldAdminTextareaWidget, UnfoldAdminTextInputWidget
+
+from relay.models import HeaderRule, Upstream
+
+if TYPE_CHECKING:
+    _UpstreamForm = forms.ModelForm[Upstream]
+    _HeaderRuleForm = forms.ModelForm[HeaderRule]
+else:
+    _UpstreamForm = _HeaderRuleForm = forms.ModelForm
+
+
+class LinesField(forms.CharField):
+    """Lines of text. That browsers end them with CRLF and drop the last end is no change to tell the history about."""
+
+    def has_changed(self, initial: Any, data: Any) -> bool:
+        return super().has_changed(_settled(initial), _settled(data))
+
+
+def _settled(text: str | None) -> str:
+    return (text or "").replace("\r\n", "\n").strip()
+
+
+def _exact(**attributes: Any) -> dict[str, Any]:
+    """For text that machines read: one width per letter, and no browser that corrects it."""
+    return {"class": "relay-exact", "spellcheck": "false", "autocapitalize": "off", "autocomplete": "off", **attributes}
+
+
+class UpstreamForm(_UpstreamForm):
+    class Meta:
+        labels: ClassVar[dict[str, str]] = {
+            "connect_timeout_seconds": "Connect (seconds)",
+            "head_timeout_seconds": "Start of the answer (seconds)",
+            "idle_timeout_seconds": "Silence (seconds)",
+            "total_timeout_seconds": "Whole exchange (seconds)",
+            "max_request_bytes": "Request body (bytes)",
+            "max_response_bytes": "Answer (bytes)",
+            "max_concurrent": "Exchanges at a time",
+            "max_connections": "Connections",
+            "keepalive_seconds": "Keep unused connections (seconds)",
+            "max_buffered_bytes": "Buffer (bytes)",
+        }
+        field_classes: ClassVar[dict[str, type[forms.Field]]] = {
+            "description": LinesField,
+            "allowed_networks": LinesField,
+            "ca_bundle": LinesField,
+        }
+        widgets: ClassVar[dict[str, forms.Widget]] = {
+            "slug": UnfoldAdminTextInputWidget(_exact()),
+            "base_url": UnfoldAdminTextInputWidget(_exact(placeholder="https://api.example.com/v1", inputmode="url")),
+            "description": UnfoldAdminTextareaWidget({"rows": 3}),
+            "allowed_methods": UnfoldAdminTextInputWidget(_exact()),
+            "allowed_networks": UnfoldAdminTextareaWidget(_exact(rows=3, placeholder="10.20.0.0/16")),
+            "ca_bundle": UnfoldAdminTextareaWidget(_exact(rows=8, cols=64, placeholder="-----BEGIN CERTIFICATE-----")),
+            "outbound_proxy": UnfoldAdminTextInputWidget(_exact(inputmode="url")),
+        }
+        error_messages: ClassVar[dict[str, dict[str, str]]] = {
+            "slug": {"unique": "Another upstream has this slug: choose another."}
+        }
+
+
+class HeaderRuleForm(_HeaderRuleForm):
+    class Meta:
+        widgets: ClassVar[dict[str, forms.Widget]] = {
+            "name": UnfoldAdminTextInputWidget(_exact(placeholder="User-Agent")),
+            "value": UnfoldAdminTextInputWidget(_exact()),
+        }

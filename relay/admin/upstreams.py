@@ -1,0 +1,250 @@
+"""Upstreams in the admin: the changelist, the change form with its header rules, bulk switches and deletion.
+
+Header rule values and the proxy's password are shown to those who may change them and to nobody else: readers see
+“(hidden)”, and lookups in the URL cannot ask for them either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from html import unescape
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+from django.contrib import admin, messages
+from django.contrib.admin.models import CHANGE, LogEntry
+from django.contrib.auth.models import User
+from django.db import transaction
+from django.db.models import F, QuerySet, Value
+from django.db.models.functions import Coalesce, NullIf
+from django.forms import BaseInlineFormSet, ModelForm
+from django.http import Http404, HttpRequest, HttpResponse
+from django.template.loader import render_to_string
+from django.template.response import TemplateResponse
+from django.urls import URLPattern, path, reverse
+from django.utils import formats, timezone
+from django.utils.html import format_html
+from django.utils.text import capfirst
+from unfold.admin import ModelAdmin, TabularInline
+from unfold.decorators import display
+
+from relay.admin import documentation
+from relay.admin.examples import curl_examples
+from relay.admin.forms import HeaderRuleForm, UpstreamForm
+from relay.models import Access, HeaderRule, Upstream
+
+if TYPE_CHECKING:  # unfold has no types
+    _ModelAdmin = admin.ModelAdmin[Upstream]
+    _TabularInline = admin.TabularInline[HeaderRule, Upstream]
+else:
+    _ModelAdmin, _TabularInline = ModelAdmin, TabularInline
+
+HIDDEN = "(hidden)"
+
+
+def hide(contents: str) -> str:
+    """`contents` is what would be shown, a dash when there is nothing."""
+    return contents if contents == "-" else HIDDEN
+
+
+def hide_userinfo(contents: str) -> str:
+    """`contents` is what would be shown of a proxy URL, escaped for HTML; so is not what this gives."""
+    scheme, separator, rest = unescape(contents).partition("://")
+    userinfo, at, place = rest.rpartition("@")
+    return f"{scheme}{separator}{HIDDEN if userinfo else ''}{at}{place}"
+
+
+def relay_url(request: HttpRequest, upstream: Upstream) -> str:
+    """The URL callers use, as it is at the host name the admin was reached by."""
+    return request.build_absolute_uri(reverse("relay:upstream", args=(upstream.slug,)))
+
+
+class HeaderRuleInline(_TabularInline):
+    model = HeaderRule
+    form = HeaderRuleForm
+    fields = ("side", "action", "name", "value")
+    extra = 0
+    readonly_preprocess_fields: ClassVar[dict[str, Callable[[str], str]]] = {"value": hide}
+
+
+@admin.register(Upstream)
+class UpstreamAdmin(_ModelAdmin):
+    form = UpstreamForm
+    inlines = (HeaderRuleInline,)
+    save_as = True
+    radio_fields = dict.fromkeys(("access", "delivery", "host_header"), admin.VERTICAL)
+    readonly_fields = ("created_at", "created_by", "changed_at", "changed_by")
+    readonly_preprocess_fields: ClassVar[dict[str, Callable[[str], str]]] = {"outbound_proxy": hide_userinfo}
+    fieldsets = (
+        ("What and where", {"fields": ("slug", "name", "description", "base_url")}),
+        ("Who may call", {"fields": ("enabled", "access", "allowed_methods")}),
+        ("Delivery", {"fields": ("delivery", "max_buffered_bytes", "host_header")}),
+        (
+            "Time-outs",
+            {
+                "fields": (
+                    "connect_timeout_seconds",
+                    "head_timeout_seconds",
+                    "idle_timeout_seconds",
+                    "total_timeout_seconds",
+                )
+            },
+        ),
+        (
+            "Bounds",
+            {
+                "fields": (
+                    "max_request_bytes",
+                    "max_response_bytes",
+                    "max_concurrent",
+                    "max_connections",
+                    "keepalive_seconds",
+                )
+            },
+        ),
+        ("Network and TLS", {"fields": ("allowed_networks", "verify_tls", "ca_bundle", "outbound_proxy")}),
+        ("History", {"fields": readonly_fields}),
+    )
+    list_select_related = ("changed_by",)
+    list_fullwidth = True
+    list_per_page = 50
+    list_filter = (
+        "enabled",
+        "access",
+        "delivery",
+        "verify_tls",
+        ("allowed_networks", admin.EmptyFieldListFilter),
+        ("outbound_proxy", admin.EmptyFieldListFilter),
+    )
+    search_fields = ("slug", "name", "base_url")
+    search_help_text = "Search by slug, name or host"
+    ordering = ("slug",)
+    actions = ("switch_on", "switch_off")
+    change_form_outer_before_template = "relay/admin/calling.html"
+
+    class Media:
+        css: ClassVar[dict[str, tuple[str, ...]]] = {"all": ("relay/admin.css",)}
+        js = ("relay/copy.js",)
+
+    def get_urls(self) -> list[URLPattern]:
+        page = path("docs/<slug:name>/", self.admin_site.admin_view(self.documentation_view), name="relay_docs")
+        return [page, *super().get_urls()]
+
+    def documentation_view(self, request: HttpRequest, name: str) -> HttpResponse:
+        page = next((page for page in documentation.pages() if page.name == name), None)
+        if page is None:
+            raise Http404("There is no such page.")
+        context = {**self.admin_site.each_context(request), "title": page.title, "page": page, "media": self.media}
+        return TemplateResponse(request, "relay/admin/documentation.html", context)
+
+    # The changelist
+
+    def get_list_display(self, request: HttpRequest) -> tuple[str | Callable[[Upstream], str], ...]:
+        @admin.display(description="relay URL", ordering="slug")
+        def copyable_url(upstream: Upstream) -> str:
+            return render_to_string(
+                "relay/admin/copyable.html",
+                {"text": relay_url(request, upstream), "what": f"the relay URL of {upstream}"},
+            )
+
+        return ("title", copyable_url, "base_url", "caller", "state", "last_change")
+
+    @display(header=True, ordering=Coalesce(NullIf(F("name"), Value("")), F("slug")), description="name")
+    def title(self, upstream: Upstream) -> tuple[str, ...]:
+        return (upstream.name, upstream.slug) if upstream.name else (upstream.slug,)
+
+    @display(label={Access.KEY: "info", Access.ANYONE: "warning"}, ordering="access", description="access")
+    def caller(self, upstream: Upstream) -> tuple[str, str]:
+        return upstream.access, "Anyone" if upstream.access == Access.ANYONE else "With a key"
+
+    @display(label={True: "success", False: "default"}, ordering="enabled", description="state")
+    def state(self, upstream: Upstream) -> tuple[bool, str]:
+        return upstream.enabled, "Live" if upstream.enabled else "Switched off"
+
+    @display(header=True, ordering="changed_at", description="last change")
+    def last_change(self, upstream: Upstream) -> tuple[str, ...]:
+        moment = formats.date_format(timezone.localtime(upstream.changed_at), "Y-m-d H:i")
+        return (moment, f"by {upstream.changed_by}") if upstream.changed_by else (moment,)
+
+    def lookup_allowed(self, lookup: str, value: str, request: HttpRequest) -> bool:
+        """Without this, `?outbound_proxy__startswith=` would tell a reader the password letter by letter."""
+        if lookup.startswith("outbound_proxy"):
+            return lookup == "outbound_proxy__isempty"
+        return super().lookup_allowed(lookup, value, request)
+
+    @admin.action(permissions=("change",), description="Switch on selected upstreams")
+    def switch_on(self, request: HttpRequest, chosen: QuerySet[Upstream]) -> None:
+        self._switch(request, chosen, enabled=True)
+
+    @admin.action(permissions=("change",), description="Switch off selected upstreams")
+    def switch_off(self, request: HttpRequest, chosen: QuerySet[Upstream]) -> None:
+        self._switch(request, chosen, enabled=False)
+
+    def _switch(self, request: HttpRequest, chosen: QuerySet[Upstream], *, enabled: bool) -> None:
+        """Those that are so already are left as they are, their last change with them."""
+        user = cast(User, request.user)
+        with transaction.atomic():
+            total = chosen.count()
+            others = chosen.filter(enabled=not enabled)
+            word = "on" if enabled else "off"
+            LogEntry.objects.log_actions(user.pk, others, CHANGE, f"Switched {word}.")
+            count = others.update(enabled=enabled, changed_by=user)
+        left = f"; {total - count} {'was' if total - count == 1 else 'were'} {word} already" if count < total else ""
+        self.message_user(
+            request,
+            f"{count} upstream{'' if count == 1 else 's'} switched {word}{left}.",
+            messages.SUCCESS if count else messages.INFO,
+        )
+
+    # The form
+
+    def get_fieldsets(self, request: HttpRequest, obj: Upstream | None = None) -> Any:
+        fieldsets = super().get_fieldsets(request, obj)
+        return fieldsets if obj else fieldsets[:-1]
+
+    def render_change_form(
+        self,
+        request: HttpRequest,
+        context: dict[str, Any],
+        add: bool = False,
+        change: bool = False,
+        form_url: str = "",
+        obj: Upstream | None = None,
+    ) -> HttpResponse:
+        # Never what a form with errors has made of it: the page tells how to call what is saved.
+        saved = Upstream.objects.filter(pk=obj.pk).first() if obj else None
+        if saved:
+            url = relay_url(request, saved)
+            context |= {"saved": saved, "relay_url": url, "examples": curl_examples(saved, url)}
+        return super().render_change_form(request, context, add=add, change=change, form_url=form_url, obj=obj)
+
+    def save_model(self, request: HttpRequest, obj: Upstream, form: ModelForm[Upstream], change: bool) -> None:
+        if change and not form.has_changed():
+            return
+        obj.changed_by = cast(User, request.user)
+        if not change:
+            obj.created_by = obj.changed_by
+        super().save_model(request, obj, form, change)
+
+    def save_related(
+        self,
+        request: HttpRequest,
+        form: ModelForm[Upstream],
+        formsets: Iterable[BaseInlineFormSet[HeaderRule, Upstream, ModelForm[HeaderRule]]],
+        change: bool,
+    ) -> None:
+        super().save_related(request, form, formsets, change)
+        upstream = form.instance
+        if change and not form.has_changed() and any(formset.has_changed() for formset in formsets):
+            Upstream.objects.filter(pk=upstream.pk).update(changed_by=cast(User, request.user))
+        for sentence in upstream.warnings():
+            messages.warning(request, sentence)
+
+    # Deletion
+
+    def get_deleted_objects(
+        self, objs: QuerySet[Upstream] | Sequence[Upstream], request: HttpRequest
+    ) -> tuple[list[Any], dict[str, int], set[str], list[str]]:
+        """Instead of related rows it lists what stops working: each upstream with its relay URL."""
+        _, counts, lacking, protected = super().get_deleted_objects(objs, request)
+        lines = [format_html("{}: <code>{}</code>", upstream, relay_url(request, upstream)) for upstream in objs]
+        return lines, {capfirst(name): count for name, count in counts.items()}, lacking, protected

@@ -1,0 +1,78 @@
+"""The start page and what hangs on it: numbers, docs, sign-in, users and groups."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from django.contrib.auth.models import User
+from django.test import Client
+
+from relay.admin import documentation
+from relay.models import Upstream
+from tests.admin.conftest import SignIn
+
+
+def test_the_numbers_are_those_of_the_lists_they_lead_to(
+    admin_client: Client, weather: Upstream, billing: Upstream
+) -> None:
+    Upstream.objects.create(slug="open", base_url="https://open.example", access="anyone", verify_tls=False)
+    figures = admin_client.get("/admin/").context["figures"]
+    assert [(figure.label, figure.count) for figure in figures] == [
+        ("Live", 2),
+        ("Switched off", 1),
+        ("Live and open to anyone", 2),
+        ("Live with TLS verification off", 1),
+    ]
+    for figure in figures:
+        assert admin_client.get(f"/admin/relay/upstream/?{figure.query}").context["cl"].result_count == figure.count
+        assert f"?{figure.query}".replace("&", "&amp;") in admin_client.get("/admin/").content.decode()
+
+
+def test_readers_get_numbers_but_no_button(sign_in: SignIn, weather: Upstream) -> None:
+    page = sign_in("view_upstream").get("/admin/").content.decode()
+    assert "Live and open to anyone" in page
+    assert "Register an upstream" not in page
+
+
+def test_staff_without_rights_learn_nothing(sign_in: SignIn, weather: Upstream) -> None:
+    page = sign_in().get("/admin/").content.decode()
+    assert "Live and open to anyone" not in page
+    assert "/admin/relay/upstream/" not in page.replace("/admin/relay/upstream/docs/", "")
+
+
+def test_the_index_links_to_docs_that_can_be_read(admin_client: Client) -> None:
+    names = [page.name for page in documentation.pages()]
+    assert "configuration" in names
+    index = admin_client.get("/admin/").content.decode()
+    for name in names:
+        assert f'href="/admin/relay/upstream/docs/{name}/"' in index
+        assert admin_client.get(f"/admin/relay/upstream/docs/{name}/").status_code == 200
+    assert "RELAY_DATA_DIR" in admin_client.get("/admin/relay/upstream/docs/configuration/").content.decode()
+
+
+def test_docs_are_for_staff_and_for_those_pages_alone(admin_client: Client, client: Client) -> None:
+    assert admin_client.get("/admin/relay/upstream/docs/nothing/").status_code == 404
+    assert client.get("/admin/relay/upstream/docs/configuration/").status_code == 302
+
+
+def test_an_installation_without_docs_has_no_pages(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "somebody-elses.md").write_text("# Not ours\n")
+    assert documentation.pages(tmp_path) == []
+    (tmp_path / "manage.py").touch()
+    (tmp_path / "docs" / "untitled-notes.md").write_text("Just text\n")
+    assert [(page.name, page.title, page.text) for page in documentation.pages(tmp_path)] == [
+        ("somebody-elses", "Not ours", ""),
+        ("untitled-notes", "Untitled notes", "Just text\n"),
+    ]
+
+
+def test_signing_in_without_a_page_in_mind_leads_to_the_index(client: Client, admin_user: User) -> None:
+    response = client.post("/admin/login/", {"username": "admin", "password": "password"})
+    assert response.headers["Location"] == "/admin/"
+
+
+@pytest.mark.parametrize("page", ["user/", "user/add/", "user/{}/change/", "user/{}/password/", "group/", "group/add/"])
+def test_users_and_groups_have_their_pages(admin_client: Client, admin_user: User, page: str) -> None:
+    assert admin_client.get(f"/admin/auth/{page.format(admin_user.pk)}").status_code == 200

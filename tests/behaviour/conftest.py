@@ -1,0 +1,153 @@
+"""What tests of behaviour on the wire share: upstreams published without a database, and the law that nothing is kept.
+
+`ground` is the project's application, served; when a test is over, whatever it did to its connections, every slot,
+pooled exchange and task must have come back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from relay import catalog
+from relay.catalog import Upstream, watcher
+from relay.observing import access_log
+from relay.observing.access_log import Entry
+from relay.signals import server_shutdown, server_startup
+from relay.upstreams import client as client_room
+from relay.upstreams import exchange
+from tests.origin import Origin
+from tests.serving_ground import PROJECT, Ground
+
+Relayed = Callable[..., Upstream]
+LOOPBACK = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
+
+
+@pytest.fixture(autouse=True)
+def catalog_without_database() -> Iterator[None]:
+    """The watcher stays out: what a test publishes is in force until the test is over."""
+    server_startup.disconnect(dispatch_uid="relay.catalog.watcher")
+    server_shutdown.disconnect(dispatch_uid="relay.catalog.watcher")
+    yield
+    watcher.connect_signals()
+    catalog.publish(catalog.Snapshot())
+
+
+@pytest.fixture
+def relayed(origin: Origin) -> Relayed:
+    """`relayed(**fields)` publishes an upstream that leads to `origin`; again with the same slug, its next revision."""
+    published: dict[str, Upstream] = {}
+
+    def publish(slug: str = "o", /, **fields: Any) -> Upstream:
+        published[slug] = upstream = upstream_at(origin, slug, **{"revision": catalog.current().revision + 1} | fields)
+        catalog.publish(catalog.Snapshot(published.values(), revision=upstream.revision))
+        return upstream
+
+    return publish
+
+
+def upstream_at(origin: Origin, slug: str = "o", **fields: Any) -> Upstream:
+    """An upstream anyone may call, at `origin`."""
+    given: dict[str, Any] = {
+        "slug": slug,
+        "revision": 1,
+        "scheme": "https" if origin.tls else "http",
+        "host": origin.host,
+        "port": origin.port,
+        "authority": origin.authority.encode(),
+        "base_path": b"",
+        "open_to_anyone": True,
+        "allowed_networks": LOOPBACK,
+    }
+    return Upstream(**given | fields)
+
+
+class Logged:
+    """The access log's entries as JSON objects, each as soon as it is added."""
+
+    def __init__(self) -> None:
+        self._waiting: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+
+    def add(self, entry: Entry) -> None:
+        self._waiting.put_nowait(json.loads(entry.line()))
+
+    async def next(self, *, within: float = 2.0) -> dict[str, Any]:
+        async with asyncio.timeout(within):
+            return await self._waiting.get()
+
+
+@pytest.fixture
+def logged(monkeypatch: pytest.MonkeyPatch) -> Logged:
+    """Takes the access log's place."""
+    logged = Logged()
+    monkeypatch.setattr(access_log.log, "add", logged.add)
+    return logged
+
+
+@pytest_asyncio.fixture
+async def ground() -> AsyncIterator[Ground]:
+    """The project's application, served. All that exchanges held must be given back when the test is over."""
+    async with Ground() as ground:
+        yield ground
+        await all_given_back(ground)
+
+
+@pytest.fixture
+def until_at_rest(ground: Ground) -> Callable[[], Awaitable[None]]:
+    """Waits until no exchange holds anything any more; fails after a second."""
+    return lambda: all_given_back(ground)
+
+
+async def all_given_back(ground: Ground, *, within: float = 1.0) -> None:
+    try:
+        async with asyncio.timeout(within):
+            while held(ground):
+                await asyncio.sleep(0)
+    except TimeoutError:
+        raise AssertionError(f"still held after {within} s: {held(ground)}") from None
+
+
+def held(ground: Ground) -> dict[str, Any]:
+    """What exchanges hold at this moment, by kind; empty when they hold nothing."""
+    client = client_room.client
+    holding = {
+        "slots": dict(exchange.slots),
+        "open exchanges": client.transport.open_exchanges if client is not None else 0,
+        "running requests": ground.running_requests,
+        "tasks": sorted(task.get_name() for task in asyncio.all_tasks() if _is_of_relay(task)),
+    }
+    return {kind: what for kind, what in holding.items() if what}
+
+
+def _is_of_relay(task: asyncio.Task[Any]) -> bool:
+    code = getattr(task.get_coro(), "cr_code", None)
+    return code is not None and Path(code.co_filename).is_relative_to(PROJECT / "relay")
+
+
+async def until(true: Callable[[], object], *, within: float = 2.0) -> None:
+    """Waits until it is so, letting the loop turn; for what tells of itself by no event."""
+    try:
+        async with asyncio.timeout(within):
+            while not true():
+                await asyncio.sleep(0)
+    except TimeoutError:
+        raise AssertionError(f"not so after {within} s") from None
+
+
+async def until_still(value: Callable[[], int], *, turns: int = 300, within: float = 10.0) -> int:
+    """Waits until a count stayed the same while the loop turned `turns` times; origin, relay and caller share the loop."""
+    seen, unchanged = value(), 0
+    async with asyncio.timeout(within):
+        while unchanged < turns:
+            await asyncio.sleep(0)
+            now = value()
+            unchanged = unchanged + 1 if now == seen else 0
+            seen = now
+    return seen

@@ -1,0 +1,81 @@
+"""The main journey in a real browser against `manage.py serve`: sign in, register, copy the relay URL, fetch."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+from playwright.async_api import Browser, BrowserContext, Page, async_playwright, expect
+
+from tests.origin import Origin, reply
+from tests.serving_ground import ServedProcess
+
+PASSWORD = "a-password-for-the-journey"
+EFFECT_SECONDS = 2.0
+"""An edit takes effect in every worker within this."""
+
+
+@pytest_asyncio.fixture
+async def browser() -> AsyncIterator[Browser]:
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if found is None:
+        pytest.fail("This test drives a browser: put chromium or google-chrome on PATH. `make test` installs it.")
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        await browser.close()
+
+
+async def test_register_an_upstream_copy_its_url_and_fetch_through_it(browser: Browser, origin: Origin) -> None:
+    origin.on(b"/base/greeting", reply(200, [(b"Content-Type", b"text/plain")], b"hello from the origin"))
+    async with ServedProcess(environment={"DJANGO_SUPERUSER_PASSWORD": PASSWORD}) as served:
+        context = await browser.new_context(base_url=served.url)
+        await context.grant_permissions(["clipboard-read", "clipboard-write"], origin=served.url)
+        page = await context.new_page()
+
+        await page.goto("/")
+        await page.get_by_label("Username").fill("admin")
+        await page.get_by_label("Password").fill(PASSWORD)
+        await page.get_by_role("button", name="Log in").click()
+
+        await page.get_by_role("link", name="Register an upstream").click()
+        await page.get_by_label("Slug").fill("greeter")
+        await page.get_by_label("Base URL").fill(f"{origin.url}/base")
+        await page.get_by_label("Anyone who can reach the relay").check()
+        await page.get_by_label("Allowed networks").fill("127.0.0.0/8")
+        await page.get_by_role("button", name="Save", exact=True).click()
+        await expect(page.get_by_text("was added successfully")).to_be_visible()
+
+        copy = page.get_by_role("button", name="Copy the relay URL of greeter")
+        await copy.focus()
+        await page.keyboard.press("Enter")
+        await expect(copy).to_have_text("Copied")
+        copied = await page.evaluate("navigator.clipboard.readText()")
+        assert copied == f"{served.url}/relay/greeter/"
+        await selects_the_url_without_a_clipboard(context, copied)
+
+        assert await body_through_the_relay(page, f"{copied}greeting") == "hello from the origin"
+
+
+async def selects_the_url_without_a_clipboard(context: BrowserContext, url: str) -> None:
+    page = await context.new_page()
+    await page.add_init_script("Object.defineProperty(navigator, 'clipboard', {value: undefined})")
+    await page.add_init_script("document.execCommand = () => false")
+    await page.goto("/admin/relay/upstream/")
+    copy = page.get_by_role("button", name="Copy the relay URL of greeter")
+    await copy.click()
+    await expect(copy).to_have_text("Press Ctrl+C")
+    assert await page.evaluate("getSelection().toString()") == url
+    await page.close()
+
+
+async def body_through_the_relay(page: Page, url: str) -> str:
+    async with asyncio.timeout(EFFECT_SECONDS):
+        while True:
+            response = await page.goto(url)
+            assert response is not None
+            if response.status == 200:
+                return await response.text()
