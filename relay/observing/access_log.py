@@ -23,6 +23,8 @@ from relay.signals import server_shutdown, server_startup
 
 FLUSH_SECONDS = 0.25
 MAX_WAITING_LINES = 20_000
+CLOSE_SECONDS = 1.0
+"""How long the end waits for a reader that takes nothing."""
 
 
 @dataclass(slots=True)
@@ -134,15 +136,22 @@ class AccessLog:
                 view = view[os.write(self._descriptor, view) :]
 
     async def close(self) -> None:
-        """Write what waits, and stop."""
+        """Write what waits, and stop. What a stuck reader has not taken after `CLOSE_SECONDS` is lost."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         thread, self._thread = self._thread, None
         if thread is not None:
-            if self._lines:
-                await asyncio.get_running_loop().run_in_executor(thread, self._write, self._take())
-            thread.shutdown()
+            batch = self._take() if self._lines else b""
+            last = asyncio.get_running_loop().run_in_executor(thread, self._write, batch)
+            _, stuck = await asyncio.wait([last], timeout=CLOSE_SECONDS)
+            thread.shutdown(wait=False)
+            if stuck:
+                # The thread may be in the middle of a write: its descriptor stays open.
+                self._owned = False
+                for waiting in (last, self._writing):
+                    if waiting is not None:
+                        waiting.cancel()
         if self._owned and self._descriptor is not None:
             os.close(self._descriptor)
         self._descriptor = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
@@ -22,10 +23,22 @@ def mark_aborted() -> None:
 
 
 class AbortFilter(logging.Filter):
-    """Drops uvicorn's complaint about answers that `mark_aborted` ended. The access log has told of them."""
+    """Drops uvicorn's complaints about answers that `mark_aborted` ended. The access log has told of them."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return not (_aborted.get() and record.msg == "ASGI callable returned without completing response.")
+        if not _aborted.get():
+            return True
+        if record.exc_info and record.exc_info[0] is not None:
+            return not issubclass(record.exc_info[0], asyncio.CancelledError)
+        return record.msg not in _COMPLAINTS
+
+
+_COMPLAINTS = frozenset(
+    {
+        "ASGI callable returned without starting response.",
+        "ASGI callable returned without completing response.",
+    }
+)
 
 
 def quieten_aborts() -> None:

@@ -52,11 +52,14 @@ class RelayHandler(ASGIHandler):
             response = await self._respond(request)
             await self._send(request, response, send)
         except asyncio.CancelledError:
-            mark_aborted()
             if not request.resume():
+                # The server's own doing: the time it gives to exchanges under way is over.
+                await self._fail(request, errors.Draining("cancelled"), send)
                 entry.outcome = "shutdown"
+                mark_aborted()
                 raise
             if request.caller_is_gone:
+                mark_aborted()
                 # Who leaves after being told of an error does not make it undone.
                 entry.outcome = "caller-gone" if entry.outcome == "ok" else entry.outcome
             else:
