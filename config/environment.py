@@ -277,6 +277,16 @@ VARIABLES: tuple[Variable, ...] = (
         parse=_hosts,
     ),
     Variable(
+        name="RELAY_ADMIN_HOSTS",
+        default="",
+        expects="host names as in ALLOWED_HOSTS",
+        help=(
+            "The names at which the admin answers and relayed requests do not. Empty: both answer at all of "
+            "ALLOWED_HOSTS, and browsers see one origin."
+        ),
+        parse=_hosts,
+    ),
+    Variable(
         name="DATABASE_URL",
         default=None,
         default_words="SQLite: `relay.sqlite3` in the data folder",

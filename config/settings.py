@@ -20,7 +20,8 @@ _env = environment.read()
 BASE_DIR = environment.CODE_ROOT
 DEBUG: bool = _env["DEBUG"]
 SECRET_KEY: str = _env["SECRET_KEY"]
-ALLOWED_HOSTS: list[str] = list(_env["ALLOWED_HOSTS"])
+RELAY_ADMIN_HOSTS: tuple[str, ...] = _env["RELAY_ADMIN_HOSTS"]
+ALLOWED_HOSTS: list[str] = [*_env["ALLOWED_HOSTS"], *RELAY_ADMIN_HOSTS]
 CSRF_TRUSTED_ORIGINS: list[str] = list(_env["CSRF_TRUSTED_ORIGINS"])
 
 INSTALLED_APPS = [

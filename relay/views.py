@@ -16,7 +16,7 @@ from relay import catalog, conf, errors
 from relay.conf import MOUNT
 from relay.rules import access, forwarding, headers, paths
 from relay.serving import heads
-from relay.serving.hosts import check_host
+from relay.serving.hosts import check_relay_host
 from relay.serving.problems import problem_response
 from relay.serving.request import RelayRequest
 from relay.serving.responses import RelayResponse
@@ -55,8 +55,6 @@ async def _carry(request: RelayRequest) -> RelayResponse:
     peer = scope["client"][0] if scope.get("client") else None
     trusted = _trusted_proxies(settings.trusted_proxies).trusts(peer)
     entry.client = peer or ""
-    if _announces_body(scope["headers"]):
-        request.inbound.expect_body()
 
     fields = headers.read_request(scope["headers"], max_bytes=settings.max_header_bytes)
     if trusted:
@@ -64,7 +62,7 @@ async def _carry(request: RelayRequest) -> RelayResponse:
         entry.client = forwarding.client_address(
             peer, _trusted_proxies(settings.trusted_proxies), fields.forwarding.get(b"x-forwarded-for", ())
         )
-    check_host(fields.host, settings.allowed_hosts)
+    check_relay_host(fields.host, settings)
     upstream = catalog.current().find(slug)
     if upstream is None:
         raise errors.UpstreamUnknown
@@ -125,10 +123,6 @@ async def _deliver(request: RelayRequest, exchange: Exchange, status: int, pairs
 def accept_of(request: RelayRequest) -> bytes:
     """The caller's Accept header."""
     return b",".join(value for name, value in request.scope["headers"] if name == b"accept")
-
-
-def _announces_body(pairs: list[tuple[bytes, bytes]]) -> bool:
-    return any(name == b"transfer-encoding" or (name == b"content-length" and value != b"0") for name, value in pairs)
 
 
 @lru_cache(maxsize=2)

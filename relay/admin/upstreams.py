@@ -27,6 +27,7 @@ from django.utils.text import capfirst
 from unfold.admin import ModelAdmin, TabularInline
 from unfold.decorators import display
 
+from relay import conf
 from relay.admin import documentation
 from relay.admin.examples import curl_examples
 from relay.admin.forms import HeaderRuleForm, UpstreamForm
@@ -54,8 +55,15 @@ def hide_userinfo(contents: str) -> str:
 
 
 def relay_url(request: HttpRequest, upstream: Upstream) -> str:
-    """The URL callers use, as it is at the host name the admin was reached by."""
-    return request.build_absolute_uri(reverse("relay:upstream", args=(upstream.slug,)))
+    """The URL callers use: at the host name the admin was reached by, or at the relay's where that is another."""
+    path = reverse("relay:upstream", args=(upstream.slug,))
+    settings = conf.current()
+    if settings.admin_hosts:
+        for host in settings.allowed_hosts:
+            if host not in settings.admin_hosts and not host.startswith((".", "*")):
+                port = f":{request.get_port()}" if ":" in request.get_host().rpartition("]")[2] else ""
+                return f"{request.scheme}://{host}{port}{path}"
+    return request.build_absolute_uri(path)
 
 
 class HeaderRuleInline(_TabularInline):

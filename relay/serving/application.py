@@ -13,10 +13,12 @@ from typing import Any
 
 from django.core.handlers.asgi import ASGIHandler
 
+from relay import conf
 from relay.catalog import watcher
 from relay.conf import MOUNT
 from relay.serving.asgi import Application, Receive, Scope, Send, quieten_aborts
 from relay.serving.handler import RelayHandler
+from relay.serving.hosts import is_admin_host
 from relay.signals import server_shutdown, server_startup
 
 logger = logging.getLogger("relay.serving")
@@ -56,8 +58,10 @@ class RelayApplication:
                 await _answer(send, 200, {"status": "alive"})
             elif raw_path == b"/readyz":
                 await _answer(send, 503 if _draining else 200, readiness())
-            else:
+            elif is_admin_host(dict(scope["headers"]).get(b"host", b""), conf.current()):
                 await self._django(scope, receive, send)
+            else:
+                await _answer(send, 421, {"status": "this host name is for relayed requests"})
         elif kind == "lifespan":
             await self._lifespan(receive, send)
         elif kind == "websocket":

@@ -89,6 +89,8 @@ class RelayHandler(ASGIHandler):
         if isinstance(response, StreamingHttpResponse):
             return RelayResponse(response.status_code, pairs, aiter(response), on_close=response.close)
         whole = cast(HttpResponse, response).content
+        if not response.has_header("Content-Length") and response.status_code not in (204, 304):
+            pairs.append((b"content-length", b"%d" % len(whole)))
         return RelayResponse(response.status_code, pairs, whole=whole, on_close=response.close)
 
     async def _send(self, request: RelayRequest, response: RelayResponse, send: Send) -> None:

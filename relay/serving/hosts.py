@@ -1,4 +1,8 @@
-"""Which host names the relay answers for: Django's ALLOWED_HOSTS, without a Django request."""
+"""Which host names the relay answers for, and which are the admin's: Django's patterns, without a Django request.
+
+Pages that are relayed and the admin's are one origin for browsers when they have one host name; with `admin_hosts` set
+they have none in common.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +10,22 @@ from functools import lru_cache
 
 from django.http.request import split_domain_port, validate_host
 
+from relay.conf import Conf
 from relay.errors import HostRefused
 
 
-def check_host(host: bytes, allowed: tuple[str, ...]) -> None:
-    """Raises `HostRefused` unless the Host header names one of `allowed` (Django's patterns)."""
-    if not _is_allowed(host, allowed):
+def check_relay_host(host: bytes, settings: Conf) -> None:
+    """Raises `HostRefused` unless relayed requests are answered at this value of the Host header."""
+    if not _matches(host, settings.allowed_hosts) or _matches(host, settings.admin_hosts):
         raise HostRefused
 
 
+def is_admin_host(host: bytes, settings: Conf) -> bool:
+    """Whether Django's own pages may answer here. Django checks `allowed_hosts` itself."""
+    return not settings.admin_hosts or _matches(host, settings.admin_hosts)
+
+
 @lru_cache(maxsize=256)
-def _is_allowed(host: bytes, allowed: tuple[str, ...]) -> bool:
+def _matches(host: bytes, patterns: tuple[str, ...]) -> bool:
     domain, _ = split_domain_port(host.decode("latin-1"))
-    return bool(domain) and validate_host(domain, allowed)
+    return bool(domain) and validate_host(domain, patterns)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from functools import cached_property
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import IO, TYPE_CHECKING, Any, NoReturn, cast
 
 from django.core.handlers.asgi import ASGIRequest
 from django.http.request import RawPostDataException
@@ -33,22 +33,36 @@ class RelayRequest(ASGIRequest):
         self.resolver_match = None
         self.entry = entry
         self.inbound = Inbound(receive, on_gone=self._caller_left)
+        if _announces_body(scope["headers"]):
+            self.inbound.expect_body()
         self.exchange: Exchange | None = None
         self.caller_is_gone = False
         self.cut_by: RelayError | None = None
         """Why the exchange was cut short, when a timer did it."""
         self._task = asyncio.current_task()
         self._limit: asyncio.TimerHandle | None = None
+        self._stream = _UNREAD
         self._read_started = False
 
     @cached_property
+    def _full(self) -> ASGIRequest:
+        return ASGIRequest(self.scope, _UNREAD)
+
+    @cached_property
     def META(self) -> dict[str, Any]:  # type: ignore[override]  # noqa: N802 - Django's name
-        full = ASGIRequest(self.scope, cast("IO[bytes]", _Unread()))
-        return full.META
+        return self._full.META
+
+    @cached_property
+    def content_type(self) -> str | None:  # type: ignore[override]  # worked out only when middleware asks
+        return self._full.content_type
+
+    @cached_property
+    def content_params(self) -> dict[str, str] | None:  # type: ignore[override]  # worked out only when middleware asks
+        return self._full.content_params
 
     @property
     def body(self) -> bytes:
-        raise RawPostDataException("The relay streams request bodies to the upstream: middleware cannot read them.")
+        return _UNREAD.read()
 
     def _caller_left(self) -> None:
         self.caller_is_gone = True
@@ -89,8 +103,17 @@ class RelayRequest(ASGIRequest):
 class _Unread:
     """A body that nobody may read, in the place where Django wants one."""
 
-    def read(self, *_: Any) -> bytes:
+    def read(self, *_: Any) -> NoReturn:
         raise RawPostDataException("The relay streams request bodies to the upstream: middleware cannot read them.")
+
+    readline = read
 
     def close(self) -> None:
         pass
+
+
+_UNREAD = cast("IO[bytes]", _Unread())
+
+
+def _announces_body(pairs: list[tuple[bytes, bytes]]) -> bool:
+    return any(name == b"transfer-encoding" or (name == b"content-length" and value != b"0") for name, value in pairs)

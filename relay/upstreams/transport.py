@@ -122,7 +122,13 @@ class Pool:
         keepalive: dict[str, Any] = {"keepalive_timeout": upstream.keepalive_seconds}
         if not upstream.keepalive_seconds:
             keepalive = {"force_close": True}
-        context: ssl.SSLContext | bool = tls_context(upstream) if secure else True
+        proxy, self._proxy_authorization = _proxy(upstream)
+        context: ssl.SSLContext | bool = True
+        if secure or (proxy is not None and proxy.scheme == "https"):
+            try:
+                context = tls_context(upstream)
+            except (ssl.SSLError, ValueError) as problem:
+                raise faults.HandshakeFailed("the CA bundle does not parse") from problem
         self.upstream = upstream
         self.exchanges = 0
         self._loop = loop
@@ -133,7 +139,9 @@ class Pool:
             ssl=context,
             **keepalive,
         )
-        proxy, self._proxy_authorization = _proxy(upstream)
+        # A proxy resolves names; an address it is told is judged like one that is connected to.
+        self._told_address = upstream.host if proxy is not None and _is_address(upstream.host) else ""
+        self._guard = guard
         host = f"[{upstream.host}]" if ":" in upstream.host else upstream.host
         self._destination = ClientRequest(
             "GET",
@@ -148,6 +156,8 @@ class Pool:
         self._target_prefix = b""
         if proxy is not None and not secure:
             self._target_prefix = b"http://" + upstream.authority
+        self.tells_proxy = bool(self._target_prefix)
+        """The proxy itself reads and answers what is sent."""
         self._on_closed: Callable[[Pool], None] | None = None
         self._idle_since = loop.time()
 
@@ -210,13 +220,15 @@ class Pool:
 
     async def _take_connection(self) -> Connection:
         try:
+            if self._told_address:
+                self._guard.check(self._told_address)
             return await self._connector.connect(self._destination, [], self._connect_timeout)
         except TimeoutError as problem:
             if self.exchanges > self.upstream.max_connections:
                 raise httpx.PoolTimeout("no free connection") from problem
             raise httpx.ConnectTimeout("connect") from problem
         except (aiohttp.ClientError, OSError) as problem:
-            raise _connect_fault(problem) from problem
+            raise _connect_fault(problem, self.upstream) from problem
 
     def _head(self, request: httpx.Request) -> bytes:
         """The request's head as it goes on the wire, or `httpx.LocalProtocolError` for what would break out of it."""
@@ -272,6 +284,8 @@ class Wire(httpx.AsyncByteStream):
         else:
             self._silence.watch(upstream.head_timeout_seconds, faults.HeadTimeout)
         message, payload = await self._read_head()
+        if message.code == 407 and self._pool.tells_proxy:
+            raise httpx.ProxyError("status 407")
         self._silence.pause()
         self._payload = payload
         if not payload.is_eof() and _ends_with_connection(message):
@@ -486,26 +500,35 @@ def _proxy(upstream: Upstream) -> tuple[URL | None, str]:
     return URL(f"{proxy.scheme}://{host}:{proxy.port}", encoded=True), authorization
 
 
-def _connect_fault(problem: BaseException) -> httpx.TransportError:
+def _is_address(host: str) -> bool:
+    """Names never end in a number: see `relay.rules.urls`."""
+    return ":" in host or host.rpartition(".")[2].isdigit()
+
+
+def _connect_fault(problem: BaseException, upstream: Upstream) -> httpx.TransportError:
     """aiohttp's and the system's connect errors in httpx's words."""
     denied = _find(problem, EgressDenied)
     if denied is not None:
         return faults.AddressRefused(str(denied.strerror))
-    if isinstance(problem, aiohttp.ClientConnectorDNSError):
-        return faults.NameUnresolved("no address")
     if isinstance(problem, aiohttp.ClientConnectorCertificateError):
         return faults.CertificateUntrusted(str(problem.certificate_error))
     if isinstance(problem, (aiohttp.ClientSSLError, ssl.SSLError)):
         return faults.HandshakeFailed(type(problem.__cause__ or problem).__name__)
     if isinstance(problem, aiohttp.ClientHttpProxyError):
         return httpx.ProxyError(f"status {problem.status}")
-    if isinstance(problem, aiohttp.ClientProxyConnectionError):
-        return httpx.ProxyError("no connection")
+    system = _find(problem, OSError)
+    reason = errno.errorcode.get(getattr(system, "errno", None) or 0, type(problem).__name__)
+    if upstream.outbound_proxy:
+        return httpx.ProxyError(reason)
+    if isinstance(problem, aiohttp.ClientConnectorDNSError):
+        return faults.NameUnresolved("no address")
     refused = _find(problem, OSError, lambda found: found.errno == errno.ECONNREFUSED)
     if refused is not None:
         return faults.PortClosed("refused")
-    system = _find(problem, OSError)
-    return httpx.ConnectError(errno.errorcode.get(getattr(system, "errno", None) or 0, type(problem).__name__))
+    if upstream.scheme == "https" and isinstance(system, ConnectionError):
+        # TCP was there: the other side hung up on the handshake.
+        return faults.HandshakeFailed(reason)
+    return httpx.ConnectError(reason)
 
 
 def _read_fault(problem: BaseException) -> httpx.TransportError:
