@@ -42,6 +42,9 @@ ORIGIN_WIDE = frozenset(
 )
 """Response fields that speak for a whole origin. An upstream may not speak for the relay's."""
 
+FILE_ORDERS = frozenset({b"x-accel-redirect", b"x-litespeed-location", b"x-lighttpd-send-file", b"x-sendfile"})
+"""Response fields by which servers in front are told to send a file of theirs. An upstream may not order that."""
+
 FIXED_NAMES = frozenset(
     {name.decode() for name in HOP_BY_HOP} | {"content-length", "expect", "host", "relay-key", "via"}
 )
@@ -56,7 +59,7 @@ _NOTED = (
         b"x-request-id",
     }
 )
-_DROPPED_FROM_ANSWERS = HOP_BY_HOP | ORIGIN_WIDE
+_DROPPED_FROM_ANSWERS = HOP_BY_HOP | ORIGIN_WIDE | FILE_ORDERS
 _RELAY_BEARER = re.compile(rb"bearer[ \t]+rk_", re.IGNORECASE)
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]+")
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
@@ -146,7 +149,7 @@ def _content_length(value: bytes, before: int | None) -> int:
 
 
 def read_response(pairs: Iterable[tuple[bytes, bytes]], *, status: int) -> Pairs:
-    """An upstream's header fields without hop-by-hop and origin-wide ones; names in lower case.
+    """An upstream's header fields without those it may not send on; names in lower case.
 
     Raises `UpstreamProtocolFailed` for what no server could send on: control bytes, a status that is none.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from functools import cached_property
-from typing import IO, TYPE_CHECKING, Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, cast
 
 from django.core.handlers.asgi import ASGIRequest
 from django.http.request import RawPostDataException
@@ -112,7 +112,7 @@ class _Unread:
         pass
 
 
-_UNREAD = cast("IO[bytes]", _Unread())
+_UNREAD = cast("BinaryIO", _Unread())
 
 
 def _announces_body(pairs: list[tuple[bytes, bytes]]) -> bool:

@@ -18,11 +18,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import os
 import socket
 import ssl
 import struct
 from base64 import b64encode
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Any, cast
 
 import aiohttp
@@ -48,7 +50,8 @@ MAX_HEAD_LINE_BYTES = 64 * 1024
 MAX_HEAD_FIELDS = 256
 MAX_STALE_ATTEMPTS = 3
 """How many pooled connections that turn out dead one request may meet."""
-_SERVED = "relay_served"
+LAST_WORDS_BYTES = 1024 * 1024
+"""Bound of what is still read of an answer from a connection that broke under the request's body."""
 _RESET = struct.pack("ii", 1, 0)
 RETRIED_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
@@ -139,6 +142,7 @@ class Pool:
             ssl=context,
             **keepalive,
         )
+        self._connector._factory = partial(cast(type[ResponseHandler], _Protocol), loop=loop)
         # A proxy resolves names; an address it is told is judged like one that is connected to.
         self._told_address = upstream.host if proxy is not None and _is_address(upstream.host) else ""
         self._guard = guard
@@ -207,11 +211,9 @@ class Pool:
     async def _connect(self) -> Wire:
         while True:
             connection = await self._take_connection()
-            protocol = cast(ResponseHandler, connection.protocol)
-            # The protocol lives as long as its connection, and has room for a mark.
-            marks = vars(protocol)
-            if _SERVED not in marks:
-                marks[_SERVED] = True
+            protocol = cast(_Protocol, connection.protocol)
+            if not protocol.has_served:
+                protocol.has_served = True
                 return Wire(self, connection, protocol, reused=False)
             if not protocol.should_close:
                 return Wire(self, connection, protocol, reused=True)
@@ -251,7 +253,7 @@ class Pool:
 class Wire(httpx.AsyncByteStream):
     """One exchange on one connection; after `exchange`, the stream of the answer's body."""
 
-    def __init__(self, pool: Pool, connection: Connection, protocol: ResponseHandler, *, reused: bool) -> None:
+    def __init__(self, pool: Pool, connection: Connection, protocol: _Protocol, *, reused: bool) -> None:
         self.reused = reused
         self.untouched = True
         """No byte of an answer has come."""
@@ -260,7 +262,7 @@ class Wire(httpx.AsyncByteStream):
         self._protocol = protocol
         self._payload: StreamReader | None = None
         self._upload: asyncio.Task[None] | None = None
-        self._lost: asyncio.Future[None] | None = None
+        self._ends_with_connection = False
         self._silence = Silence(pool._loop, self.fail)
         self._entered = False
 
@@ -279,7 +281,8 @@ class Wire(httpx.AsyncByteStream):
         if protocol.transport is None:
             raise faults.HungUp("closed while idle")
         protocol.transport.write(head)
-        if _has_body(request):
+        protocol.sends_body = _has_body(request)
+        if protocol.sends_body:
             self._upload = self._pool._loop.create_task(self._send_body(request))
         else:
             self._silence.watch(upstream.head_timeout_seconds, faults.HeadTimeout)
@@ -288,10 +291,7 @@ class Wire(httpx.AsyncByteStream):
             raise httpx.ProxyError("status 407")
         self._silence.pause()
         self._payload = payload
-        if not payload.is_eof() and _ends_with_connection(message):
-            self._lost = protocol.closed
-            if self._lost is not None:
-                self._lost.add_done_callback(asyncio.Future.exception)
+        self._ends_with_connection = _ends_with_connection(message)
         self._entered = True
         return httpx.Response(
             message.code,
@@ -363,7 +363,7 @@ class Wire(httpx.AsyncByteStream):
         except RuntimeError as problem:
             # aiohttp's word for reading on from a connection that was closed under it.
             raise faults.HungUp("closed") from problem
-        if self._lost is not None and self._lost.done() and self._lost.exception() is not None:
+        if self._ends_with_connection and self._protocol.broken:
             raise faults.HungUp("reset before the end")
         self.close()
 
@@ -390,6 +390,37 @@ class Wire(httpx.AsyncByteStream):
         if self._entered:
             self._entered = False
             self._pool.leave()
+
+
+class _Protocol(ResponseHandler):
+    """aiohttp's, which also knows what became of its connection, and hears an upstream's last words."""
+
+    has_served = False
+    sends_body = False
+    broken = False
+    """The connection ended by an error, such as a reset."""
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self.broken = exc is not None
+        if self.broken and self.sends_body:
+            self._hear_last_words()
+        super().connection_lost(exc)
+
+    def _hear_last_words(self) -> None:
+        """Read what has arrived and was not read yet.
+
+        An upstream that answers early and closes resets the connection under our next write (RFC 9112 section 9.6).
+        The loop then gives the connection up, though the answer came before the reset. Not for TLS.
+        """
+        transport = self.transport
+        if transport is None or transport.get_extra_info("sslcontext") is not None:
+            return
+        descriptor = transport.get_extra_info("socket").fileno()
+        heard = 0
+        with contextlib.suppress(OSError):
+            while heard < LAST_WORDS_BYTES and (data := os.read(descriptor, READ_BUFFER_BYTES)):
+                self.data_received(data)
+                heard += len(data)
 
 
 class Silence:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -198,3 +199,13 @@ def test_a_given_admin_password_is_not_printed(tmp_path: Path) -> None:
     env = environment(tmp_path, DJANGO_SUPERUSER_USERNAME="kim", DJANGO_SUPERUSER_PASSWORD="correct-horse")
     done = run("first_run", env=env)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_serving_may_open_as_many_files_as_the_system_lets_it() -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(1024, limits[1]), limits[1]))
+    try:
+        serve.raise_file_limit()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (limits[1], limits[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)

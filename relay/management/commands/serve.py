@@ -6,8 +6,10 @@ and handed to gunicorn, so the port that was found free is the port that is serv
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import resource
 import socket
 import sys
 import tempfile
@@ -60,6 +62,7 @@ class Command(BaseCommand):
             self.stdout.write(f"Relay listening on {url} (admin: {url}/admin/)")
             self.stdout.flush()
         close_connections()
+        raise_file_limit()
         make_options = import_string(settings.RELAY_GUNICORN_OPTIONS)
         Gunicorn(
             make_options(
@@ -127,6 +130,13 @@ def close_connections() -> None:
         connection.close()
         if isinstance(connection, PooledConnection):
             connection.close_pool()
+
+
+def raise_file_limit() -> None:
+    """As many open files as the system lets this user have: an exchange takes two, and shells often set 1024."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):  # macOS names a limit that it does not grant
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def open_listener(host: str, port: int) -> socket.socket:

@@ -1,0 +1,96 @@
+"""Which requests may pass at all."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay.errors import KeyRequired, LoopDetected, MethodRefused
+from relay.rules.access import NEVER_RELAYED, check_access, check_loop, check_method
+
+OWN = b"relay-1234abcd"
+
+
+@pytest.mark.parametrize(
+    ("method", "allowed"),
+    [
+        ("GET", frozenset()),
+        ("BREW", frozenset()),
+        ("get", frozenset()),
+        ("PROPFIND", frozenset({"PROPFIND"})),
+        ("GET", frozenset({"HEAD", "GET"})),
+    ],
+)
+def test_methods_pass_that_are_allowed(method: str, allowed: frozenset[str]) -> None:
+    check_method(method, allowed)
+
+
+@pytest.mark.parametrize(
+    ("method", "allowed", "allow"),
+    [
+        ("TRACE", frozenset(), b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"),
+        ("CONNECT", frozenset(), b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"),
+        ("TRACE", frozenset({"TRACE", "GET"}), b"GET"),
+        ("CONNECT", frozenset({"CONNECT"}), b""),
+        ("POST", frozenset({"PUT", "GET"}), b"GET, PUT"),
+        ("get", frozenset({"GET"}), b"GET"),
+    ],
+)
+def test_other_methods_are_refused_and_told_which_pass(method: str, allowed: frozenset[str], allow: bytes) -> None:
+    with pytest.raises(MethodRefused) as refusal:
+        check_method(method, allowed)
+    assert refusal.value.headers == ((b"allow", allow),)
+
+
+@given(st.sampled_from(sorted(NEVER_RELAYED)), st.frozensets(st.text()))
+def test_trace_and_connect_never_pass(method: str, allowed: frozenset[str]) -> None:
+    with pytest.raises(MethodRefused):
+        check_method(method, allowed | {method})
+
+
+def test_a_key_is_asked_for_unless_the_upstream_is_open() -> None:
+    check_access(open_to_anyone=True)
+    with pytest.raises(KeyRequired) as refusal:
+        check_access(open_to_anyone=False)
+    assert refusal.value.headers == ((b"www-authenticate", b'Bearer realm="relay"'),)
+
+
+@pytest.mark.parametrize(
+    "via",
+    [
+        [],
+        [b""],
+        [b",, ,"],
+        [b"1.1 proxy.example, 2 other"],
+        [b"1.1 " + OWN + b"5"],
+        [b"1.1 x" + OWN],
+        [b"1.1 other (" + OWN + b")"],
+        [OWN],
+        [OWN + b" 1.1"],
+        [b"1.1 other, " + OWN],
+    ],
+)
+def test_a_request_of_other_proxies_is_no_loop(via: list[bytes]) -> None:
+    check_loop(via, OWN)
+
+
+@pytest.mark.parametrize(
+    "via",
+    [
+        [b"1.1 " + OWN],
+        [b"HTTP/1.1 " + OWN],
+        [b"2\t" + OWN + b" (comment)"],
+        [b"1.1 a, 1.1 b", b"1.0 c , 1.1 " + OWN + b", 1.1 d"],
+        [b"1.1 " + OWN + b", 1.1 " + OWN],
+    ],
+)
+def test_a_request_that_names_this_relay_is_a_loop(via: list[bytes]) -> None:
+    with pytest.raises(LoopDetected):
+        check_loop(via, OWN)
+
+
+@given(st.lists(st.binary()), st.lists(st.binary()))
+def test_no_neighbour_hides_a_loop(before: list[bytes], after: list[bytes]) -> None:
+    with pytest.raises(LoopDetected):
+        check_loop([*before, b"1.1 " + OWN, *after], OWN)
