@@ -14,6 +14,6 @@ class CollectedStaticFiles(CompressedManifestStaticFilesStorage):
         if not self.hashed_files:
             return name
         try:
-            return super().stored_name(name)
+            return str(super().stored_name(name))
         except ValueError:  # newer than the last `collectstatic`: a page without one picture beats no page
             return name

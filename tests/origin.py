@@ -24,7 +24,7 @@ import weakref
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Literal, Self
+from typing import Literal, Self, cast
 
 import trustme
 
@@ -175,9 +175,7 @@ class Exchange:
         self._reading_transport().resume_reading()
 
     def _reading_transport(self) -> asyncio.ReadTransport:
-        transport = self._writer.transport
-        assert isinstance(transport, asyncio.ReadTransport)
-        return transport
+        return cast(asyncio.ReadTransport, self._writer.transport)
 
     async def _read_chunk_size(self) -> int:
         line = await self._read_line()
@@ -295,7 +293,9 @@ class Origin:
             ) from None
 
     def _bind(self) -> socket.socket:
-        listener = socket.socket(socket.AF_INET6 if ":" in self.host else socket.AF_INET)
+        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+        # The protocol is named, or asyncio leaves Nagle's algorithm on for what it accepts.
+        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         if self.buffer_bytes:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self.buffer_bytes)
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self.buffer_bytes)

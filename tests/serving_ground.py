@@ -47,7 +47,8 @@ class Ground:
         self.port = 0
 
     async def __aenter__(self) -> Self:
-        listener = socket.socket()
+        # The protocol is named, or asyncio leaves Nagle's algorithm on for what it accepts; gunicorn and uvloop do not.
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listener.bind(("127.0.0.1", 0))
         self.port = listener.getsockname()[1]
         config = uvicorn.Config(

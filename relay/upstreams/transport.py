@@ -42,6 +42,7 @@ from relay.catalog import Upstream
 from relay.rules.urls import parse_proxy_url
 from relay.upstreams import faults
 from relay.upstreams.egress import EgressDenied, Guard, tls_context
+from relay.upstreams.silence import Silence
 
 READ_BUFFER_BYTES = 128 * 1024
 """Per exchange; reading from the upstream pauses at twice this."""
@@ -263,7 +264,9 @@ class Wire(httpx.AsyncByteStream):
         self._payload: StreamReader | None = None
         self._upload: asyncio.Task[None] | None = None
         self._ends_with_connection = False
+        # While bodies go both ways, what moves in one direction counts for the other too.
         self._silence = Silence(pool._loop, self.fail)
+        self._upload_silence: Silence | None = None
         self._entered = False
 
     async def exchange(self, request: httpx.Request, head: bytes) -> httpx.Response:
@@ -319,13 +322,15 @@ class Wire(httpx.AsyncByteStream):
         writer = StreamWriter(self._protocol, self._pool._loop)
         if "transfer-encoding" in request.headers:
             writer.enable_chunking()
-        timer = Silence(self._pool._loop, self.fail)
+        timer = self._upload_silence = Silence(self._pool._loop, self.fail)
         try:
             timer.watch(idle, faults.CallerStalled)
             async for chunk in cast(AsyncIterator[bytes], request.stream):
                 timer.watch(idle, httpx.WriteTimeout)
                 await writer.write(chunk)
                 timer.watch(idle, faults.CallerStalled)
+                if self._payload is not None:
+                    self._silence.extend(idle)
             timer.watch(idle, httpx.WriteTimeout)
             await writer.write_eof()
             if self._payload is None:
@@ -355,6 +360,8 @@ class Wire(httpx.AsyncByteStream):
                     silence.watch(idle, httpx.ReadTimeout)
                 chunk = await payload.readany()
                 silence.pause()
+                if self._upload_silence is not None:
+                    self._upload_silence.extend(idle)
                 if not chunk:
                     break
                 yield chunk
@@ -423,52 +430,6 @@ class _Protocol(ResponseHandler):
                 heard += len(data)
 
 
-class Silence:
-    """A timer that fails a reader after some seconds without progress. Watching anew costs no new timer."""
-
-    __slots__ = ("_deadline", "_handle", "_loop", "_on_silence", "_problem")
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, on_silence: Callable[[Exception], None]) -> None:
-        self._loop = loop
-        self._on_silence = on_silence
-        self._deadline: float | None = None
-        self._handle: asyncio.TimerHandle | None = None
-        self._problem: type[httpx.TransportError] | None = None
-
-    def watch(self, seconds: float, problem: type[httpx.TransportError]) -> None:
-        """From now on, `seconds` of silence fail the reader with a `problem`."""
-        self._deadline = self._loop.time() + seconds
-        self._problem = problem
-        handle = self._handle
-        if handle is None:
-            self._handle = self._loop.call_later(seconds, self._check)
-        elif handle.when() > self._deadline:
-            handle.cancel()
-            self._handle = self._loop.call_later(seconds, self._check)
-
-    def pause(self) -> None:
-        """Silence is now ours, not the other side's."""
-        self._deadline = None
-
-    def stop(self) -> None:
-        """For good. Lets go of the reader too: a cycle would keep both until the garbage collector comes."""
-        self._on_silence = _nobody
-        self._deadline = None
-        if self._handle is not None:
-            self._handle.cancel()
-            self._handle = None
-
-    def _check(self) -> None:
-        self._handle = None
-        if self._deadline is None or self._problem is None:
-            return
-        remaining = self._deadline - self._loop.time()
-        if remaining > 0.001:
-            self._handle = self._loop.call_later(remaining, self._check)
-        else:
-            self._on_silence(self._problem("silence"))
-
-
 class _GuardedResolver(aiohttp_abc.AbstractResolver):
     """aiohttp's way to the guard's resolver. Every address has been judged when it returns."""
 
@@ -504,10 +465,6 @@ def _abort(transport: asyncio.Transport | None) -> None:
         with contextlib.suppress(OSError):
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
     transport.abort()
-
-
-def _nobody(_: Exception) -> None:
-    pass
 
 
 def _has_body(request: httpx.Request) -> bool:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+import config.asgi  # noqa: F401 - sets the logging up, which would throw caplog out of a test already running
 from relay import catalog
 from relay.catalog import Upstream, watcher
 from relay.observing import access_log
@@ -108,7 +109,7 @@ def until_at_rest(ground: Ground) -> Callable[[], Awaitable[None]]:
 async def all_given_back(ground: Ground, *, within: float = 1.0) -> None:
     try:
         async with asyncio.timeout(within):
-            while held(ground):
+            while held(ground):  # noqa: ASYNC110 - nobody tells of it
                 await asyncio.sleep(0)
     except TimeoutError:
         raise AssertionError(f"still held after {within} s: {held(ground)}") from None
@@ -135,14 +136,14 @@ async def until(true: Callable[[], object], *, within: float = 2.0) -> None:
     """Waits until it is so, letting the loop turn; for what tells of itself by no event."""
     try:
         async with asyncio.timeout(within):
-            while not true():
+            while not true():  # noqa: ASYNC110 - nobody tells of it
                 await asyncio.sleep(0)
     except TimeoutError:
         raise AssertionError(f"not so after {within} s") from None
 
 
 async def until_still(value: Callable[[], int], *, turns: int = 300, within: float = 10.0) -> int:
-    """Waits until a count stayed the same while the loop turned `turns` times; origin, relay and caller share the loop."""
+    """Waits until a count stayed the same for `turns` turns of the loop, which origin, relay and caller share."""
     seen, unchanged = value(), 0
     async with asyncio.timeout(within):
         while unchanged < turns:
