@@ -83,7 +83,7 @@ class RelayWorker(UvicornWorker):
 
     CONFIG_KWARGS: dict[str, Any] = {  # noqa: RUF012 - uvicorn_worker's own name and type
         "loop": "uvloop",
-        "http": "httptools",
+        "http": "relay.serving.protocol:RelayProtocol",
         "ws": "none",
         "lifespan": "on",
         # Upstreams send their own; `relay.serving` adds a Date where it is missing.

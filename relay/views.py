@@ -16,6 +16,7 @@ from relay import catalog, conf, errors
 from relay.conf import MOUNT
 from relay.rules import access, forwarding, headers, paths
 from relay.serving import heads
+from relay.serving.asgi import SENT_TARGET
 from relay.serving.hosts import check_relay_host
 from relay.serving.problems import problem_response
 from relay.serving.request import RelayRequest
@@ -72,6 +73,8 @@ async def _carry(request: RelayRequest) -> RelayResponse:
     access.check_method(method, upstream.methods)
     access.check_access(open_to_anyone=upstream.open_to_anyone)
     paths.check_path(rest)
+    sent = scope["extensions"].get(SENT_TARGET) if "extensions" in scope else None
+    query = paths.query_of(scope["query_string"], sent_target=sent and sent["target"])
     if upstream.max_request_bytes is not None and (fields.content_length or 0) > upstream.max_request_bytes:
         raise errors.RequestTooLarge(f"{fields.content_length} bytes announced")
 
@@ -81,7 +84,7 @@ async def _carry(request: RelayRequest) -> RelayResponse:
     request.inbound.open()
     mount = root + upstream.mount if root else upstream.mount
     status, raw = await exchange.open(
-        target=heads.request_target(upstream, rest, scope["query_string"]),
+        target=heads.request_target(upstream, rest, query),
         pairs=heads.request_pairs(
             upstream,
             fields,

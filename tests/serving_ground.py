@@ -54,7 +54,7 @@ class Ground:
         config = uvicorn.Config(
             self.app,
             interface="asgi3",
-            http="httptools",
+            http="relay.serving.protocol:RelayProtocol",
             ws="none",
             lifespan="on",
             log_config=None,

@@ -52,8 +52,18 @@ def check_path(path: bytes) -> None:
     raise PathRefused("percent-encoded over and over")
 
 
-def join_target(base_prefix: bytes, rest: bytes, query: bytes) -> bytes:
-    """The request target: the base path less its trailing slash, then what the caller appended. `rest` is not empty."""
-    if query:
-        return b"%b%b?%b" % (base_prefix, rest, query)
-    return base_prefix + rest
+def query_of(query: bytes, *, sent_target: bytes | None) -> bytes | None:
+    """The query to send on: None for none at all, empty for a lone `?`. Raises `PathRefused` for a fragment.
+
+    `sent_target` is the target as the caller wrote it, where the server tells.
+    """
+    if sent_target is None:
+        return query or None
+    if b"#" in sent_target:
+        raise PathRefused("fragment")
+    return query if b"?" in sent_target else None
+
+
+def join_target(path: bytes, query: bytes | None) -> bytes:
+    """The request target of a path and what `query_of` gave."""
+    return path if query is None else b"%b?%b" % (path, query)

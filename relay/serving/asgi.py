@@ -14,6 +14,9 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+SENT_TARGET = "relay.target"
+"""In `scope["extensions"]`, where the server tells: `{"target": bytes}`, the request target as it was sent."""
+
 _aborted: ContextVar[bool] = ContextVar("relay_aborted", default=False)
 
 

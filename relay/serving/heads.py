@@ -17,11 +17,9 @@ _PLACED = frozenset({b"location", b"content-location", b"link", b"refresh", b"se
 """Response fields that name places."""
 
 
-def request_target(upstream: Upstream, rest: bytes, query: bytes) -> bytes:
-    """The request target at the upstream, byte for byte what the caller appended to the mount."""
-    if rest:
-        return paths.join_target(upstream.base_prefix, rest, query)
-    return b"%b?%b" % (upstream.bare_target, query) if query else upstream.bare_target
+def request_target(upstream: Upstream, rest: bytes, query: bytes | None) -> bytes:
+    """The request target at the upstream: what the caller appended to the mount, byte for byte."""
+    return paths.join_target(upstream.base_prefix + rest if rest else upstream.bare_target, query)
 
 
 def request_pairs(

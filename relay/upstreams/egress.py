@@ -1,11 +1,11 @@
 """The guard on the way out: no socket is opened to an address that is not judged first.
 
-Theory of operation. A name is resolved once per connection, by `resolve`, and refused if any of its addresses is. The
-connection is then made to one of those very addresses, never to the name, through `open_socket`, which judges the
-address once more as the last thing before the socket exists. An IP literal skips DNS and meets `open_socket` alike. So
-there is no second look-up between check and connect that an attacker's DNS could answer differently. TLS keeps the
-name for SNI and verification. What is public and what is not is `relay.rules.addresses`; which of the machine's own
-addresses must not be called is asked of the kernel here.
+Theory of operation. A name is resolved by `resolve`, and refused if any of its addresses is. The connection is then
+made to one of those very addresses, never to the name, through `open_socket`, which judges the address once more as the
+last thing before the socket exists. An IP literal skips DNS and meets `open_socket` alike. There is no second look-up
+between check and connect that an attacker's DNS could answer differently. TLS keeps the name for SNI and verification.
+What is public and what is not is `relay.rules.addresses`; which of the machine's own addresses must not be called is
+asked of the kernel here.
 """
 
 from __future__ import annotations
@@ -75,14 +75,30 @@ def judge_address(address: Address, *, allowed_networks: tuple[IPv4Network | IPv
 
 
 def is_own_address(address: Address) -> bool:
-    """Whether this machine has `address`: the kernel binds to its own addresses only. No packet is sent."""
-    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    """Whether this machine has `address`. The kernel is asked; no packet is sent."""
+    if not _can_bind(_NOBODYS[address.version]):
+        return _can_bind(address)
+    # `ip_nonlocal_bind` is on, as with keepalived: any address can be bound, but only one's own is reached from itself.
     try:
-        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        with socket.socket(_FAMILIES[address.version], socket.SOCK_DGRAM) as probe:
+            probe.connect((str(address), 9))
+            return ip_address(str(probe.getsockname()[0]).partition("%")[0]) == address
+    except OSError:
+        return False
+
+
+def _can_bind(address: Address) -> bool:
+    try:
+        with socket.socket(_FAMILIES[address.version], socket.SOCK_DGRAM) as probe:
             probe.bind((str(address), 0))
     except OSError:
         return False
     return True
+
+
+_FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
+_NOBODYS: dict[int, Address] = {4: IPv4Address("192.0.2.1"), 6: IPv6Address("2001:db8::1")}
+"""Addresses for documentation: no machine has them."""
 
 
 def tls_context(upstream: Upstream) -> ssl.SSLContext:

@@ -44,6 +44,8 @@ from relay.upstreams import faults
 from relay.upstreams.egress import EgressDenied, Guard, tls_context
 from relay.upstreams.silence import Silence
 
+DNS_SECONDS = 10
+"""How long a pool keeps what a name resolved to."""
 READ_BUFFER_BYTES = 128 * 1024
 """Per exchange; reading from the upstream pauses at twice this."""
 MAX_HEAD_LINE_BYTES = 64 * 1024
@@ -139,6 +141,7 @@ class Pool:
         self._connector = aiohttp.TCPConnector(
             limit=upstream.max_connections,
             resolver=_GuardedResolver(guard),
+            ttl_dns_cache=DNS_SECONDS,
             socket_factory=guard.open_socket,
             ssl=context,
             **keepalive,

@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from relay.errors import PathRefused
-from relay.rules.paths import check_path, join_target, split_relay_path
+from relay.rules.paths import check_path, join_target, query_of, split_relay_path
 
 MOUNT = len(b"/relay/")
 
@@ -198,7 +198,29 @@ def test_a_dot_segment_is_found_between_any_separators(dots: list[bytes], separa
         check_path(b"/a" + separator + separator.join(dots) + separator + b"b")
 
 
-@given(st.binary(), st.binary(), st.binary())
-def test_joining_keeps_every_byte(base: bytes, rest: bytes, query: bytes) -> None:
-    joined = join_target(base, b"/" + rest, query)
-    assert joined == base + b"/" + rest + (b"?" + query if query else b"")
+@given(st.binary(), st.none() | st.binary())
+def test_joining_keeps_every_byte(path: bytes, query: bytes | None) -> None:
+    assert join_target(path, query) == path + (b"" if query is None else b"?" + query)
+
+
+@pytest.mark.parametrize(
+    ("query", "sent_target", "expected"),
+    [
+        (b"", None, None),
+        (b"a=b", None, b"a=b"),
+        (b"", b"/a", None),
+        (b"", b"/a?", b""),
+        (b"?", b"/a??", b"?"),
+        (b"a=b", b"/a?a=b", b"a=b"),
+    ],
+)
+def test_a_lone_question_mark_is_kept_where_the_server_tells(
+    query: bytes, sent_target: bytes | None, expected: bytes | None
+) -> None:
+    assert query_of(query, sent_target=sent_target) == expected
+
+
+@pytest.mark.parametrize("sent_target", [b"/a#b", b"/a?b#c", b"#", b"/a#?b"])
+def test_a_fragment_is_refused(sent_target: bytes) -> None:
+    with pytest.raises(PathRefused):
+        query_of(b"", sent_target=sent_target)

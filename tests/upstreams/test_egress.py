@@ -89,6 +89,13 @@ def test_the_machines_own_addresses_are_known() -> None:
     assert not is_own_address(ip_address("2001:db8::77"))
 
 
+def test_a_machine_that_binds_any_address_still_knows_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(egress, "_can_bind", lambda _: True)
+    assert is_own_address(ip_address("127.0.0.1"))
+    assert not is_own_address(ip_address("192.0.2.77"))
+    assert not is_own_address(ip_address("2001:db8::77"))
+
+
 @pytest.mark.parametrize("carrier", ["{0}", "::ffff:{0}", "64:ff9b::{0}"])
 def test_a_public_address_of_the_machine_itself_is_refused_unless_opened(
     monkeypatch: pytest.MonkeyPatch, carrier: str

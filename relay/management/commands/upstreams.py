@@ -402,7 +402,7 @@ def _target(path: str, base_prefix: bytes) -> bytes:
         raise CommandError(
             "--path: begin it with /, percent-encode what is not ASCII, and leave out dot segments and fragments."
         ) from None
-    return join_target(base_prefix, raw, raw_query)
+    return join_target(base_prefix + raw, raw_query or None)
 
 
 def _sentences(problem: ValidationError) -> list[str]:
