@@ -2,16 +2,17 @@
 #   make run     prepare everything and serve on 127.0.0.1:$PORT (8000)
 #   make test    all tests                     make check   lint, types, import laws, templates, migrations
 #   make bench   the side-by-side measurement  make lock    pin the newest versions that pyproject.toml allows
-# Variables: PYTHON (which to make the environment with), VENV (where it is), PYTEST_ARGS.
+# Variables: PYTHON (which to make the environment with), VENV (where it is), PYTEST_ARGS, BENCH_ARGS.
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := run
 .DELETE_ON_ERROR:
-.PHONY: run test coverage check format bench lock chromium clean
+.PHONY: run test coverage check format bench lock chromium load-tools clean
 
 VENV ?= .venv
 VENV_BENCH ?= .venv-bench
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
 OLD_ENOUGH = -c 'import sys; sys.exit(sys.version_info < (3, 11))'
 PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
@@ -45,8 +46,8 @@ format: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff format .
 	$(if $(TEMPLATES),$(VENV)/bin/djade --target-version 5.2 $(TEMPLATES))
 
-bench: $(VENV)/.installed $(VENV_BENCH)/.installed
-	$(VENV_BENCH)/bin/python -m bench
+bench: $(VENV)/.installed $(VENV_BENCH)/.installed load-tools
+	$(VENV_BENCH)/bin/python -m bench --relay-python $(VENV)/bin/python $(BENCH_ARGS)
 
 # Plain names in the locks: no index host or local path belongs there.
 COMPILE = CUSTOM_COMPILE_COMMAND="make lock" $(VENV)/bin/pip-compile --quiet --generate-hashes --allow-unsafe \
@@ -92,4 +93,15 @@ chromium:
 			$$as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium >/dev/null; \
 		else \
 			echo "The browser test needs chromium or google-chrome on PATH: install one of them." >&2; exit 1; \
+		fi; }
+
+# Debian keeps nginx where only root's PATH looks.
+load-tools:
+	@PATH="$$PATH:/usr/sbin:/usr/local/sbin"; { command -v nginx && command -v wrk; } >/dev/null || { \
+		if command -v apt-get >/dev/null && test "$$(id -u)" = 0; then \
+			echo "Installing nginx and wrk for the measurement"; \
+			apt-get update -qq && \
+			DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends nginx-light wrk >/dev/null; \
+		else \
+			echo "The measurement needs nginx and wrk on PATH: install them (Debian: apt-get install nginx-light wrk)." >&2; exit 1; \
 		fi; }

@@ -1,0 +1,61 @@
+"""What one run found out about one peer: numbers by key, and the remarks without which they would mislead."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from bench.origin import BODIES
+
+CONNECTIONS = (1, 32, 256)
+CELLS = tuple((size, connections) for connections in CONNECTIONS for size in BODIES)
+"""In the order they are measured: what 256 connections leave behind must not slow the others."""
+
+DOWNLOAD = "download, MB/s"
+UPLOAD = "upload, MB/s"
+FIRST_EVENT = "first event, ms"
+IDLE_MEMORY = "idle memory, MiB"
+PEAK_MEMORY = "peak memory, MiB"
+GROWTH_DOWN = "growth over 2 GB down, MiB"
+GROWTH_UP = "growth over 2 GB up, MiB"
+PER_STREAM = "memory of an idle event stream, KiB"
+STREAMS_OPEN = "idle event streams open"
+IDLE_STREAMS = 1000
+LEFT_OUT = "left out of this run"
+
+
+def rate_key(size: str, connections: int) -> str:
+    return f"{size} at {connections}, requests/s"
+
+
+def p50_key(size: str, connections: int) -> str:
+    return f"{size} at {connections}, median ms"
+
+
+def p99_key(size: str, connections: int) -> str:
+    return f"{size} at {connections}, 99th percentile ms"
+
+
+class Missing(Exception):
+    """A figure that is not there: whose, and why."""
+
+    def __init__(self, peer: str, reason: str) -> None:
+        super().__init__(f"{peer}: {reason}")
+        self.peer = peer
+        self.reason = reason
+
+
+@dataclass(slots=True)
+class Figures:
+    """One peer's. A key without a value has a remark that says why; a value may have one too."""
+
+    peer: str
+    version: str = "?"
+    note: str = ""
+    values: dict[str, float] = field(default_factory=dict)
+    remarks: dict[str, str] = field(default_factory=dict)
+
+    def __getitem__(self, key: str) -> float:
+        """Raises Missing."""
+        if key not in self.values:
+            raise Missing(self.peer, self.remarks.get(key, "not measured"))
+        return self.values[key]

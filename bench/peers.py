@@ -1,0 +1,166 @@
+"""Who is measured, and how each is started: one process that serves, in the newest release the lock holds.
+
+Where a default would decide the outcome by refusing the work (nginx's 1 MB of upload, its 512 connections), it is
+lifted, and the peer's `note` says so. Access logs are off but for the relay, whose log is on as it ships.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+from bench.load import find_tool
+from bench.origin import BODIES, Origin, answers, free_port, nginx_command
+from bench.processes import Failed, Server
+
+PROJECT = Path(__file__).resolve().parent.parent
+REVPROXY_THREADS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """What a peer is started with. `folder` is its own and lasts for the run, `port` is free."""
+
+    folder: Path
+    port: int
+    origin: Origin
+    relay_python: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    command: list[str]
+    env: Mapping[str, str] = field(default_factory=dict)
+    prefix: str = ""
+    """What stands before the origin's path in this peer's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    name: str
+    find_version: Callable[[], str]
+    prepare: Callable[[Stage], Launch]
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    server: Server
+    port: int
+    prefix: str
+
+
+@contextmanager
+def running(peer: Peer, *, folder: Path, origin: Origin, relay_python: Path, core: int | None) -> Iterator[Serving]:
+    """Serve until the block ends. Raises Failed when it does not start or does not relay."""
+    folder.mkdir(exist_ok=True)
+    stage = Stage(folder=folder, port=free_port(), origin=origin, relay_python=relay_python)
+    launch = peer.prepare(stage)
+    env = {**_environment(stage), **launch.env}
+    with Server(launch.command, core=core, env=env, log=folder / "output.log", cwd=PROJECT) as server:
+        server.wait_until(lambda: answers(stage.port, launch.prefix + BODIES["13 B"]))
+        yield Serving(server=server, port=stage.port, prefix=launch.prefix)
+
+
+def _environment(stage: Stage) -> dict[str, str]:
+    """Little of the shell's, so that no setting of it decides."""
+    return {
+        "PATH": os.environ.get("PATH", os.defpath),
+        "HOME": str(stage.folder),
+        "LANG": "C.UTF-8",
+        "ORIGIN": stage.origin.url,
+    }
+
+
+def _prepare_relay(stage: Stage) -> Launch:
+    """What an admin does: first run, one upstream, everything else left as it is."""
+    env = {"RELAY_DATA_DIR": str(stage.folder / "data")}
+    manage = [str(stage.relay_python), "manage.py"]
+    prepared = stage.folder / "prepared"
+    if not prepared.exists():
+        add = ["upstreams", "add", "origin", stage.origin.url, "--access", "anyone", "--allow-network", "127.0.0.0/8"]
+        for command in (["first_run"], add):
+            _run([*manage, *command], env={**_environment(stage), **env})
+        prepared.touch()
+    serve = [*manage, "serve", "--bind", f"127.0.0.1:{stage.port}", "--workers", "1"]
+    return Launch(serve, env=env, prefix="/relay/origin")
+
+
+def _prepare_nginx(stage: Stage) -> Launch:
+    folder = stage.folder / str(stage.port)
+    server = f"location / {{ proxy_pass {stage.origin.url}; }}"
+    return Launch(nginx_command(folder, port=stage.port, server=server))
+
+
+def _prepare_revproxy(stage: Stage) -> Launch:
+    options = ["--workers", "1", "--worker-class", "gthread", "--threads", str(REVPROXY_THREADS)]
+    place = ["--bind", f"127.0.0.1:{stage.port}", "--no-control-socket"]
+    return Launch([sys.executable, "-m", "gunicorn", *options, *place, "bench.apps.revproxy_site:application"])
+
+
+def _under_uvicorn(module: str) -> Callable[[Stage], Launch]:
+    def prepare(stage: Stage) -> Launch:
+        parts = ["--loop", "uvloop", "--http", "httptools", "--no-access-log", "--log-level", "warning"]
+        place = ["--host", "127.0.0.1", "--port", str(stage.port)]
+        return Launch([sys.executable, "-m", "uvicorn", *parts, *place, f"bench.apps.{module}:app"])
+
+    return prepare
+
+
+def _run(command: list[str], *, env: Mapping[str, str]) -> None:
+    try:
+        ended = subprocess.run(command, env=dict(env), cwd=PROJECT, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise Failed(f"{command[0]} cannot be run: {error.strerror}") from None
+    if ended.returncode:
+        lines = (ended.stderr or ended.stdout).strip().splitlines()
+        raise Failed(f"{' '.join(command[1:3])}: {lines[-1] if lines else f'exit code {ended.returncode}'}")
+
+
+def _relay_version() -> str:
+    return str(tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["version"])
+
+
+def _nginx_version() -> str:
+    said = subprocess.run([find_tool("nginx"), "-v"], capture_output=True, text=True, check=False).stderr
+    found = re.search(r"nginx/(\S+)", said)
+    return found[1] if found else "?"
+
+
+PEERS = (
+    Peer(
+        "relay",
+        _relay_version,
+        _prepare_relay,
+        "`manage.py serve --workers 1`, default settings, access log on",
+    ),
+    Peer(
+        "example",
+        lambda: f"httpx {version('httpx')}",
+        _under_uvicorn("example"),
+        f"plain FastAPI {version('fastapi')} and httpx, one shared client with its defaults",
+    ),
+    Peer("fastapi-proxy-lib", lambda: version("fastapi-proxy-lib"), _under_uvicorn("proxy_lib"), "its ready-made app"),
+    Peer("asgiproxy", lambda: version("asgiproxy"), _under_uvicorn("asgi_proxy"), "its command line's app"),
+    Peer(
+        "django-revproxy",
+        lambda: version("django-revproxy"),
+        _prepare_revproxy,
+        f"gunicorn with {REVPROXY_THREADS} threads; Django's limit on a request body lifted",
+    ),
+    Peer(
+        "nginx",
+        _nginx_version,
+        _prepare_nginx,
+        "`proxy_pass` with its defaults (HTTP/1.0 to the origin, buffers on disk); its limits on upload size and on"
+        " connections lifted",
+    ),
+)

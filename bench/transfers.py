@@ -1,0 +1,206 @@
+"""One stream at a time, seen from the caller: bodies down and up, events, and many idle streams at once.
+
+Everything is checked as it is measured: a transfer that is short, refused or altered is a Failed, not a figure.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.client import HTTPConnection, HTTPException, HTTPResponse
+from typing import cast
+
+import httptools
+
+from bench.processes import Failed
+
+WAIT_SECONDS = 60
+EVENT_GAP_SECONDS = 1.0
+EVENT_WAIT_SECONDS = 5.0
+STALL_EVERY_BYTES = 256_000_000
+STALL_SECONDS = 1.0
+OPENING_AT_ONCE = 100
+STUCK_SECONDS = 2.0
+SETTLE_SECONDS = 1.0
+PIECE_BYTES = 1 << 20
+EVENT = b"data: 1\n"
+
+
+def fetch(port: int, path: str) -> bytes:
+    """A body, whole."""
+    with _exchange(port) as connection:
+        connection.request("GET", path)
+        return _good(connection.getresponse()).read()
+
+
+def download(port: int, path: str, *, total: int, stalling: bool = False) -> float:
+    """Read `total` bytes. Gives seconds. `stalling` stops at the start and after every STALL_EVERY_BYTES, each time as
+    long as a fast server needs for hundreds of megabytes: one that does not wait for its reader shows it in memory."""
+    piece = memoryview(bytearray(PIECE_BYTES))
+    with _exchange(port) as connection:
+        started = time.perf_counter()
+        connection.request("GET", path)
+        response = _good(connection.getresponse())
+        got, next_stall = 0, 0
+        while True:
+            if stalling and got >= next_stall:
+                next_stall += STALL_EVERY_BYTES
+                time.sleep(STALL_SECONDS)
+            size = response.readinto(piece)
+            if not size:
+                break
+            got += size
+        if got != total:
+            raise Failed(f"{got:,} bytes of {total:,} arrived")
+        return time.perf_counter() - started
+
+
+def upload(port: int, path: str, *, total: int) -> float:
+    """Send `total` bytes to an origin that counts them, as fast as they are taken. Gives seconds until its answer."""
+    piece = memoryview(bytes(PIECE_BYTES))
+    with _exchange(port) as connection:
+        started = time.perf_counter()
+        connection.putrequest("PUT", path, skip_accept_encoding=True)
+        connection.putheader("Content-Type", "application/octet-stream")
+        connection.putheader("Content-Length", str(total))
+        connection.endheaders()
+        sent = 0
+        try:
+            while sent < total:
+                size = min(PIECE_BYTES, total - sent)
+                connection.send(piece[:size])
+                sent += size
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # refused on the way: the answer says why
+        counted = _good(connection.getresponse()).read()
+        if counted != str(total).encode():
+            raise Failed(f"the origin counted {counted[:32].decode(errors='replace')} bytes of {total:,}")
+        return time.perf_counter() - started
+
+
+def time_to_first_event(port: int, path: str) -> float:
+    """Seconds from the request to the first event, on a connection that is there already. The origin sends a second one
+    EVENT_GAP_SECONDS later and then ends, so a result beyond that means the first was held back."""
+    with _exchange(port, wait_seconds=EVENT_WAIT_SECONDS) as connection:
+        connection.connect()
+        started = time.perf_counter()
+        connection.request("GET", path)
+        response = _good(connection.getresponse())
+        got = b""
+        while EVENT not in got:
+            more = response.read1()
+            if not more:
+                raise Failed("the event stream ended without an event")
+            got += more
+        return time.perf_counter() - started
+
+
+@contextmanager
+def idle_streams(port: int, path: str, *, wanted: int) -> Iterator[int]:
+    """Open event streams, wait for the one event of each, let things settle. Gives how many are open then: a peer may
+    refuse some, or end the first (a read time-out) to make room for the next, so those that opened do not count."""
+    with asyncio.Runner() as runner:
+        streams = runner.run(_open_streams(port, path, wanted))
+        try:
+            yield sum(stream.is_open for stream in streams)
+        finally:
+            runner.run(_close_streams(streams))
+
+
+class _EventStream(asyncio.Protocol):
+    """One caller of an event stream. Events are found in the body, however a peer cuts it into chunks."""
+
+    def __init__(self, request: bytes) -> None:
+        self._request = request
+        self._parser = httptools.HttpResponseParser(self)
+        self._body = b""
+        self._loop = asyncio.get_running_loop()
+        self.first_event: asyncio.Future[None] = self._loop.create_future()
+        self.gone: asyncio.Future[None] = self._loop.create_future()
+        self._ended = False
+
+    @property
+    def is_open(self) -> bool:
+        return self.first_event.done() and not (self._ended or self.gone.done())
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self.transport.write(self._request)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError:
+            self.transport.abort()
+
+    def on_body(self, body: bytes) -> None:
+        self._body += body
+        if EVENT in self._body and self._parser.get_status_code() == 200 and not self.first_event.done():
+            self.first_event.set_result(None)
+
+    def on_message_complete(self) -> None:
+        self._ended = True
+        self.transport.close()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.gone.set_result(None)
+
+
+async def _open_streams(port: int, path: str, wanted: int) -> list[_EventStream]:
+    """Ends when all are open, or when for STUCK_SECONDS not one more was: sooner than usual read time-outs end them."""
+    at_once = asyncio.Semaphore(OPENING_AT_ONCE)
+    opening = {asyncio.create_task(_open_stream(port, path, at_once)) for _ in range(wanted)}
+    opened: list[_EventStream] = []
+    while opening:
+        done, opening = await asyncio.wait(opening, timeout=STUCK_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        if not done:
+            for task in opening:
+                task.cancel()
+            await asyncio.wait(opening)
+            break
+        opened += [stream for task in done if (stream := task.result()) is not None]
+    await asyncio.sleep(SETTLE_SECONDS)
+    return opened
+
+
+async def _open_stream(port: int, path: str, at_once: asyncio.Semaphore) -> _EventStream | None:
+    request = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode()
+    loop = asyncio.get_running_loop()
+    async with at_once:
+        try:
+            _, stream = await loop.create_connection(lambda: _EventStream(request), "127.0.0.1", port)
+        except OSError:
+            return None
+        try:
+            await asyncio.wait((stream.first_event, stream.gone), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            if not stream.is_open:
+                stream.transport.abort()
+        return stream if stream.is_open else None
+
+
+async def _close_streams(streams: list[_EventStream]) -> None:
+    for stream in streams:
+        stream.transport.abort()
+    await asyncio.gather(*(stream.gone for stream in streams))
+
+
+@contextmanager
+def _exchange(port: int, *, wait_seconds: float = WAIT_SECONDS) -> Iterator[HTTPConnection]:
+    connection = HTTPConnection("127.0.0.1", port, timeout=wait_seconds, blocksize=PIECE_BYTES)
+    try:
+        yield connection
+    except TimeoutError:
+        raise Failed(f"nothing came for {wait_seconds:.0f} s") from None
+    except (OSError, HTTPException) as error:
+        raise Failed(f"the connection failed: {error or type(error).__name__}") from error
+    finally:
+        connection.close()
+
+
+def _good(response: HTTPResponse) -> HTTPResponse:
+    if response.status != 200:
+        raise Failed(f"answered with {response.status} {response.reason}")
+    return response
