@@ -16,6 +16,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 from relay import conf
@@ -71,7 +72,14 @@ _encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def _iso(wall: float) -> str:
-    return datetime.fromtimestamp(wall, UTC).isoformat(timespec="milliseconds")
+    """ISO 8601 in UTC, with milliseconds."""
+    second, fraction = divmod(wall, 1)
+    return f"{_iso_second(int(second))}.{int(fraction * 1000):03d}+00:00"
+
+
+@lru_cache(maxsize=4)
+def _iso_second(second: int) -> str:
+    return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 class AccessLog:

@@ -20,6 +20,8 @@ READ_AHEAD_BYTES = 128 * 1024
 """Bound of the queue, beyond which no further message is asked for; uvicorn's hold 64 KiB and what one read added."""
 PIECE_BYTES = 64
 """What a piece costs beside its bytes, so that tiny ones are bounded too."""
+WATCH_AFTER_SECONDS = 0.05
+"""How long a caller without a body is not watched."""
 LINGER_SECONDS = 2.0
 LINGER_BYTES = 4 * 1024 * 1024
 
@@ -31,7 +33,18 @@ class CallerLeft(Exception):
 class Inbound:
     """What one caller sends. Belongs to one request and one task."""
 
-    __slots__ = ("_gone", "_on_gone", "_queue", "_reader", "_receive", "_room", "_waiting", "_wakeup", "complete")
+    __slots__ = (
+        "_gone",
+        "_on_gone",
+        "_queue",
+        "_reader",
+        "_receive",
+        "_room",
+        "_start",
+        "_waiting",
+        "_wakeup",
+        "complete",
+    )
 
     def __init__(self, receive: Receive, *, on_gone: Callable[[], None]) -> None:
         """`on_gone` is called once, when the caller disconnects while `open`."""
@@ -42,6 +55,7 @@ class Inbound:
         self._queue: deque[bytes] = deque()
         self._waiting = 0
         self._reader: asyncio.Task[None] | None = None
+        self._start: asyncio.TimerHandle | None = None
         self._wakeup: asyncio.Future[None] | None = None
         self._room: asyncio.Future[None] | None = None
         self._gone = False
@@ -51,8 +65,21 @@ class Inbound:
         self.complete = False
 
     def open(self) -> None:
-        """Begin to read: the body if there is one, and the watch for the caller's leaving."""
-        self._reader = asyncio.get_running_loop().create_task(self._read())
+        """Begin to read: the body if there is one, and the watch for the caller's leaving.
+
+        Without a body the watch may begin later: most answers are there and gone sooner, and need none.
+        """
+        if self.complete:
+            self._start = asyncio.get_running_loop().call_later(WATCH_AFTER_SECONDS, self.watch)
+        else:
+            self.watch()
+
+    def watch(self) -> None:
+        """Begin at once what `open` put off."""
+        if self._start is not None:
+            self._start.cancel()
+        if self._reader is None:
+            self._reader = asyncio.get_running_loop().create_task(self._read())
 
     async def _read(self) -> None:
         receive = self._receive
@@ -131,6 +158,8 @@ class Inbound:
     def close(self) -> None:
         """Stop reading and watching. Lets go of the request: a cycle would keep both until a garbage collection."""
         self._on_gone = _nobody
+        if self._start is not None:
+            self._start.cancel()
         if self._reader is not None:
             self._reader.cancel()
             self._reader = None

@@ -19,6 +19,7 @@ from relay.catalog import Upstream
 from relay.rules.headers import Pairs
 from relay.upstreams import client as client_room
 from relay.upstreams import faults
+from relay.upstreams.raw_headers import RawHeaders
 
 slots: Counter[str] = Counter()
 """Exchanges in flight per slug, in this process. A slug without any has no entry."""
@@ -75,7 +76,7 @@ class Exchange:
         request = httpx.Request(
             self.method,
             _URL,
-            headers=pairs,
+            headers=RawHeaders(pairs),
             stream=self.request_body or _NO_BODY,
             extensions={"upstream": upstream, "target": target},
         )

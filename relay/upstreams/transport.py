@@ -42,6 +42,7 @@ from relay.catalog import Upstream
 from relay.rules.urls import parse_proxy_url
 from relay.upstreams import faults
 from relay.upstreams.egress import EgressDenied, Guard, tls_context
+from relay.upstreams.raw_headers import RawHeaders
 from relay.upstreams.silence import Silence
 
 DNS_SECONDS = 10
@@ -301,7 +302,7 @@ class Wire(httpx.AsyncByteStream):
         self._entered = True
         return httpx.Response(
             message.code,
-            headers=_Raw(message.raw_headers),
+            headers=RawHeaders(message.raw_headers),
             stream=self,
             extensions={"http_version": b"HTTP/1.1", "raw_headers": message.raw_headers},
         )
@@ -449,14 +450,6 @@ class _GuardedResolver(aiohttp_abc.AbstractResolver):
 
     async def close(self) -> None:
         pass
-
-
-class _Raw(httpx.Headers):
-    """`httpx.Headers` over pairs that need no normalising."""
-
-    def __init__(self, pairs: Any) -> None:
-        self._list = [(name, name.lower(), value) for name, value in pairs]
-        self._encoding = None
 
 
 def _abort(transport: asyncio.Transport | None) -> None:
