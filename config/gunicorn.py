@@ -9,7 +9,9 @@ without the wait.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
+import platform
 import signal
 import sys
 from collections.abc import Callable
@@ -26,6 +28,9 @@ SHUTDOWN_MARGIN_SECONDS = 2
 """What a worker gets, beyond the grace, to cancel what is left and to end its lifespan."""
 KEEP_ALIVE_SECONDS = 75
 """Longer than the 60 s for which proxies in front usually keep idle connections, so that they close first."""
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
+KEPT_BYTES = 256 * 1024 * 1024
+LARGEST_KEPT_BLOCK_BYTES = 32 * 1024 * 1024  # the most that glibc takes
 HANG_SECONDS = 30
 """A worker whose event loop stood still for this long is killed."""
 
@@ -56,6 +61,18 @@ def options(*, bind: str, workers: int, graceful_seconds: int, log_level: str) -
         "accesslog": None,
         "loglevel": log_level.lower(),
     }
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep freed blocks for the next piece of a body instead of giving them back and asking anew.
+
+    Pieces are large enough that it would: the page faults took up to a third of the time of relaying 1 MiB bodies. What
+    is kept is bounded by what was in use at once, and by `KEPT_BYTES`. Other C libraries are left as they are.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
+        libc.mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT_BLOCK_BYTES)
 
 
 class DrainingServer(Server):
@@ -100,6 +117,7 @@ class RelayWorker(UvicornWorker):
 
     async def _serve(self) -> None:
         """As UvicornWorker's, with our server."""
+        keep_freed_memory()
         from relay.serving.application import begin_draining  # needs Django set up, which loading the application did
 
         self.config.app = self.wsgi

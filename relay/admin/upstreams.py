@@ -61,8 +61,8 @@ def relay_url(request: HttpRequest, upstream: Upstream) -> str:
     if settings.admin_hosts:
         for host in settings.allowed_hosts:
             if host not in settings.admin_hosts and not host.startswith((".", "*")):
-                port = f":{request.get_port()}" if ":" in request.get_host().rpartition("]")[2] else ""
-                return f"{request.scheme}://{host}{port}{path}"
+                _, colon, port = request.get_host().rpartition("]")[2].partition(":")
+                return f"{request.scheme}://{host}{colon}{port}{path}"
     return request.build_absolute_uri(path)
 
 

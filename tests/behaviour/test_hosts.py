@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from django.test import RequestFactory
 from pytest_django import Settings
 
+from relay.admin.upstreams import relay_url
+from relay.models import Upstream
 from tests.behaviour.conftest import Relayed
 from tests.caller import Caller
 from tests.origin import Origin, reply
@@ -43,3 +46,13 @@ async def test_without_names_of_its_own_the_admin_answers_beside_the_relay(
 
     assert (await caller.get(b"/relay/o/a", [(b"Host", b"localhost")])).data == b"page"
     assert (await caller.get(b"/admin/login/", [(b"Host", b"localhost")])).status == 200
+
+
+@pytest.mark.parametrize(
+    ("reached_by", "url"),
+    [("admin.test", "http://relay.test/relay/o/"), ("admin.test:8000", "http://relay.test:8000/relay/o/")],
+)
+def test_the_admin_names_the_relays_own_host(settings: Settings, reached_by: str, url: str) -> None:
+    settings.ALLOWED_HOSTS = [".wild.test", "relay.test", "admin.test"]
+    settings.RELAY_ADMIN_HOSTS = ["admin.test"]
+    assert relay_url(RequestFactory(headers={"host": reached_by}).get("/admin/"), Upstream(slug="o")) == url
