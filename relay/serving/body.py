@@ -2,8 +2,8 @@
 
 Owns the one place where `receive()` is called. Nothing is read before `open()`, so `100 Continue` goes only to those
 who may send. From then on one task reads: the body into a queue of `READ_AHEAD_BYTES`, then the disconnect. A full
-queue stops reading, which stops the caller. It also stops the watch: nobody can see a caller leave behind bytes that
-nobody takes, so an upload that is stuck ends by its idle time-out.
+queue stops reading, which stops the caller, and with it what a server can see of the caller leaving: `hangup` asks the
+kernel then. Where bytes are still stuck on the caller's side nobody can know, and the idle time-out ends the upload.
 """
 
 from __future__ import annotations
