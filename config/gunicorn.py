@@ -66,9 +66,9 @@ def options(*, bind: str, workers: int, graceful_seconds: int, log_level: str) -
 def keep_freed_memory() -> None:
     """Have glibc keep freed blocks for the next piece of a body instead of giving them back and asking anew.
 
-    Pieces are large enough that it would. With 32 connections and 1 MiB bodies, keeping them took the kernel's share of a
-    request from 535 to 283 us in one comparison; with 256 connections nothing was gained. What is kept is bounded by what
-    was in use at once, and by `KEPT_BYTES`. Other C libraries are left as they are.
+    Pieces are large enough that it would. With 32 connections and 1 MiB bodies, keeping them took the system time of a
+    request from 535 to 283 us in one comparison; with 256 connections nothing was gained. What is kept is bounded by
+    what was in use at once, and by `KEPT_BYTES`. Other C libraries are left as they are.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
