@@ -17,7 +17,8 @@ BENCH_ARGS ?=
 OLD_ENOUGH = -c 'import sys; sys.exit(sys.version_info < (3, 11))'
 PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 	if $$python $(OLD_ENOUGH) >/dev/null 2>&1; then command -v $$python; break; fi; done)
-PIP_INSTALL = -m pip install --quiet --disable-pip-version-check --require-hashes -r
+# The locks are whole: resolving anew would only let an old pip look for newer releases of what has extras.
+PIP_INSTALL = -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r
 TEMPLATES = $(shell find templates -name '*.html')
 
 run: $(VENV)/.installed
