@@ -47,4 +47,14 @@ def check_settings(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[ch
                 "RELAY_CATALOG_POLL_SECONDS is not between 0.05 and 60.", hint="0.5 is the default.", id="relay.E005"
             )
         )
+    try:
+        import_string(settings.transport)
+    except ImportError as problem:
+        found.append(
+            checks.Error(
+                f"RELAY_TRANSPORT: {problem}",
+                hint=f"Correct the dotted path, or leave the setting out for {conf.DEFAULT_TRANSPORT}.",
+                id="relay.E006",
+            )
+        )
     return found

@@ -36,10 +36,13 @@ class Conf:
     via: str
     """The name this installation gives itself in `Via`; a request that comes with it has looped."""
     catalog_poll_seconds: float
+    transport: str
+    """Dotted path of the engine that goes out: an `httpx.AsyncBaseTransport`, called without arguments at start-up."""
 
 
 DEFAULT_MAX_HEADER_BYTES = 64 * 1024
 DEFAULT_CATALOG_POLL_SECONDS = 0.5
+DEFAULT_TRANSPORT = "relay.upstreams.transport.PooledTransport"
 
 
 @lru_cache(maxsize=1)
@@ -54,6 +57,7 @@ def current() -> Conf:
         access_log=getattr(settings, "RELAY_ACCESS_LOG", "stdout"),
         via=getattr(settings, "RELAY_VIA", "") or _installation_name(),
         catalog_poll_seconds=getattr(settings, "RELAY_CATALOG_POLL_SECONDS", DEFAULT_CATALOG_POLL_SECONDS),
+        transport=getattr(settings, "RELAY_TRANSPORT", DEFAULT_TRANSPORT),
     )
 
 

@@ -1,18 +1,27 @@
 """The one `httpx.AsyncClient` of this process, opened by `server_startup` and closed by `server_shutdown`.
 
 It is bare on purpose: no cookie jar, redirects, auth, event hooks or environment. One user's cookies would ride on
-another's request, and a redirect would leave the registered upstream. So `send` goes straight to the transport.
+another's request, and a redirect would leave the registered upstream. So `send` goes straight to the transport, which
+is the engine that `RELAY_TRANSPORT` names.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
 
 import httpx
+from django.utils.module_loading import import_string
 
-from relay import catalog
+from relay import catalog, conf
 from relay.signals import server_shutdown, server_startup
-from relay.upstreams.transport import PooledTransport
+
+
+@runtime_checkable
+class KeepsPools(Protocol):
+    """A transport that holds something for each upstream, and is told which upstreams are still as they were."""
+
+    def keep(self, is_current: Callable[[catalog.Upstream], bool]) -> None: ...
 
 
 class RelayClient(httpx.AsyncClient):
@@ -34,7 +43,7 @@ client: RelayClient | None = None
 async def open_client(**_: Any) -> None:
     global client
     if client is None:
-        client = RelayClient(PooledTransport())
+        client = RelayClient(import_string(conf.current().transport)())
 
 
 async def close_client(**_: Any) -> None:
@@ -46,7 +55,7 @@ async def close_client(**_: Any) -> None:
 
 def retire_pools(snapshot: catalog.Snapshot) -> None:
     """Told by the catalog's watcher after each poll: pools of upstreams that are no longer as they were may go."""
-    if client is not None and isinstance(client.transport, PooledTransport):
+    if client is not None and isinstance(client.transport, KeepsPools):
         client.transport.keep(lambda upstream: _is_current(snapshot, upstream))
 
 
