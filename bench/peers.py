@@ -81,9 +81,18 @@ def _environment(stage: Stage) -> dict[str, str]:
 
 
 def _prepare_relay(stage: Stage) -> Launch:
+    return _serve_relay(stage, python=stage.relay_python, settings="config.settings")
+
+
+def _prepare_relay_on_aiohttp(stage: Stage) -> Launch:
+    """With the bench's own Python: the relay's has no aiohttp."""
+    return _serve_relay(stage, python=Path(sys.executable), settings="bench.settings_on_aiohttp")
+
+
+def _serve_relay(stage: Stage, *, python: Path, settings: str) -> Launch:
     """What an admin does: first run, one upstream, everything else left as it is."""
-    env = {"RELAY_DATA_DIR": str(stage.folder / "data")}
-    manage = [str(stage.relay_python), "manage.py"]
+    env = {"RELAY_DATA_DIR": str(stage.folder / "data"), "DJANGO_SETTINGS_MODULE": settings}
+    manage = [str(python), "manage.py"]
     prepared = stage.folder / "prepared"
     if not prepared.exists():
         add = ["upstreams", "add", "origin", stage.origin.url, "--access", "anyone", "--allow-network", "127.0.0.0/8"]
@@ -143,10 +152,16 @@ PEERS = (
         "`manage.py serve --workers 1`, default settings, access log on",
     ),
     Peer(
+        "relay-on-aiohttp",
+        lambda: f"{_relay_version()} on aiohttp {version('aiohttp')}",
+        _prepare_relay_on_aiohttp,
+        "the same with the engine it had before, `bench.engines.aiohttp_engine`",
+    ),
+    Peer(
         "example",
-        lambda: f"httpx {version('httpx')}",
+        lambda: f"FastAPI {version('fastapi')}, httpx {version('httpx')}",
         _under_uvicorn("example"),
-        f"plain FastAPI {version('fastapi')} and httpx, one shared client with its defaults",
+        "the plain proxy, one shared client with its defaults",
     ),
     Peer("fastapi-proxy-lib", lambda: version("fastapi-proxy-lib"), _under_uvicorn("proxy_lib"), "its ready-made app"),
     Peer("asgiproxy", lambda: version("asgiproxy"), _under_uvicorn("asgi_proxy"), "its command line's app"),
