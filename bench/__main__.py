@@ -20,7 +20,7 @@ import psutil
 
 from bench.goals import judge
 from bench.load import find_tool
-from bench.origin import running_origin
+from bench.origin import OriginEnded, running_origin
 from bench.peers import PEERS, PROJECT
 from bench.processes import Failed, on_core, raise_open_files_limit, two_cores
 from bench.report import as_data, as_text
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         find_tool("nginx"), find_tool("wrk")
         with tempfile.TemporaryDirectory(prefix="relay-bench-") as folder:
             return _bench(options, Path(folder))
-    except Failed as failure:
+    except (Failed, OriginEnded) as failure:
         print(failure, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -59,17 +59,19 @@ def _bench(options: argparse.Namespace, folder: Path) -> int:
         )
     # Everything of this process and all that it starts, but for the servers measured.
     with on_core(load_core), running_origin(folder / "origin", core=load_core) as origin:
-        facts["without a server between"] = measure_ceiling(origin, seconds=options.seconds)
+        ceiling = measure_ceiling(origin, seconds=options.seconds, rounds=options.rounds)
+        facts["without a server between"] = str(ceiling)
         plan = Plan(
             seconds=options.seconds,
-            repeats=options.repeats,
+            rounds=options.rounds,
             memory=options.memory,
             folder=folder,
             origin=origin,
+            ceiling=ceiling,
             relay_python=options.relay_python,
             server_core=server_core,
         )
-        run = [measure(peer, plan) for peer in PEERS if peer.name in options.only]
+        run = measure([peer for peer in PEERS if peer.name in options.only], plan)
     verdicts = judge({figures.peer: figures for figures in run})
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(as_data(run, verdicts, facts), indent=2) + "\n")
@@ -79,12 +81,19 @@ def _bench(options: argparse.Namespace, folder: Path) -> int:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     names = [peer.name for peer in PEERS]
-    parser = argparse.ArgumentParser(prog="python -m bench", description="Measure the relay beside its peers.")
-    parser.add_argument("--seconds", type=int, metavar="N", help="wrk's time for each cell (5)")
+    parser = argparse.ArgumentParser(
+        prog="python -m bench", description="Measure the relay beside its peers. All of it takes about 25 minutes."
+    )
+    parser.add_argument("--rounds", type=int, metavar="N", help="of all rates and long bodies (3): the median counts")
+    parser.add_argument("--seconds", type=int, metavar="N", help="wrk's time for each cell of a round (2)")
     parser.add_argument("--only", metavar="PEER,...", help=f"of {','.join(names)}")
-    parser.add_argument("--skip-memory", action="store_true", help="leave out what takes 2 GB or 1,000 streams")
     parser.add_argument(
-        "--quick", action="store_true", help=f"{','.join(QUICK_PEERS)} for a minute and a half, roughly"
+        "--skip-memory", action="store_true", help="leave out what takes 2 GB or 1,000 streams: about 18 minutes"
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help=f"{','.join(QUICK_PEERS)} in one round of 1 s a cell, without memory: about 2 minutes, rough",
     )
     parser.add_argument("--json", type=Path, metavar="PATH", default=PROJECT / "var" / "bench.json")
     parser.add_argument(
@@ -94,10 +103,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options.only = options.only.split(",") if options.only else QUICK_PEERS if options.quick else names
     if unknown := set(options.only) - set(names):
         parser.error(f"--only {','.join(sorted(unknown))}: choose of {','.join(names)}")
-    options.seconds = options.seconds or (1 if options.quick else 5)
-    if options.seconds < 1:
-        parser.error("--seconds: at least 1")
-    options.repeats = 1 if options.quick else 3
+    for name, quick, usual in (("seconds", 1, 2), ("rounds", 1, 3)):
+        if getattr(options, name) is None:
+            setattr(options, name, quick if options.quick else usual)
+        if getattr(options, name) < 1:
+            parser.error(f"--{name}: at least 1")
     options.memory = not (options.skip_memory or options.quick)
     options.relay_python = Path(os.path.abspath(options.relay_python))  # noqa: PTH100 - resolving would leave the venv
     options.json = options.json.resolve()
@@ -120,7 +130,8 @@ def _facts(server_core: int | None, load_core: int | None, options: argparse.Nam
         else "not pinned: ratios mean little",
         "load before": f"{load:.2f}"
         + (": the machine was not quiet, the figures are rough" if load > BUSY_LOAD else ""),
-        "time of a cell": f"{options.seconds} s" + (" (quick: the figures are rough)" if options.quick else ""),
+        "rounds": f"{options.rounds} of {options.seconds} s a cell"
+        + (" (quick: the figures are rough)" if options.quick else ""),
     }
 
 

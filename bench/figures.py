@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from operator import itemgetter
 
-from bench.origin import BODIES
+CONNECTIONS = {"13 B": (1, 32, 256, 1000), "64 KiB": (1, 32, 256), "1 MiB": (1, 32, 256)}
+CELLS = tuple((size, connections) for size, numbers in CONNECTIONS.items() for connections in numbers)
+SMALL_CELLS = tuple(cell for cell in CELLS if cell[0] == "13 B")
+LARGE_CELLS = tuple(sorted((cell for cell in CELLS if cell[0] != "13 B"), key=itemgetter(1)))
+"""Like the small ones in the order they are measured: what many connections leave behind must not slow the others."""
 
-CONNECTIONS = (1, 32, 256)
-CELLS = tuple((size, connections) for connections in CONNECTIONS for size in BODIES)
-"""In the order they are measured: what 256 connections leave behind must not slow the others."""
-
+MEDIAN_AT_1 = "median at 1 connection, ms"
+ADDED_AT_1 = "added at 1 connection, ms"
 DOWNLOAD = "download, MB/s"
 UPLOAD = "upload, MB/s"
 FIRST_EVENT = "first event, ms"
@@ -24,15 +27,15 @@ LEFT_OUT = "left out of this run"
 
 
 def rate_key(size: str, connections: int) -> str:
-    return f"{size} at {connections}, requests/s"
+    return f"{size} at {connections:,}, requests/s"
 
 
 def p50_key(size: str, connections: int) -> str:
-    return f"{size} at {connections}, median ms"
+    return f"{size} at {connections:,}, median ms"
 
 
 def p99_key(size: str, connections: int) -> str:
-    return f"{size} at {connections}, 99th percentile ms"
+    return f"{size} at {connections:,}, 99th percentile ms"
 
 
 class Missing(Exception):
@@ -53,6 +56,8 @@ class Figures:
     note: str = ""
     values: dict[str, float] = field(default_factory=dict)
     remarks: dict[str, str] = field(default_factory=dict)
+    rounds: dict[str, list[float | None]] = field(default_factory=dict)
+    """Of what is measured in rounds, each round's value, None where it gave none; the median of them is the value."""
 
     def __getitem__(self, key: str) -> float:
         """Raises Missing."""

@@ -60,13 +60,26 @@ _ORIGIN = """
 """
 
 
+class OriginEnded(Exception):
+    """What is measured afterwards says nothing about a peer: the whole run is over."""
+
+
 @dataclass(frozen=True, slots=True)
 class Origin:
     port: int
+    servers: tuple[Server, ...] = ()
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
+
+    def require_alive(self) -> None:
+        """Raise OriginEnded when it is not."""
+        for server in self.servers:
+            try:
+                server.require_alive()
+            except Failed as ended:
+                raise OriginEnded(f"the origin is gone, and the run with it: {ended}") from None
 
 
 @contextmanager
@@ -90,12 +103,12 @@ def running_origin(folder: Path, *, core: int | None) -> Iterator[Origin]:
     ):
         inner_server.wait_until(lambda: answers(inner_port, SINK))
         nginx.wait_until(lambda: answers(port, SINK))
-        yield Origin(port)
+        yield Origin(port, servers=(inner_server, nginx))
 
 
 def nginx_command(folder: Path, *, port: int, server: str) -> list[str]:
     """Write a configuration whose one server holds the directives of `server`, and give what runs it."""
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)  # a port may come back in a later round
     user = f"user {pwd.getpwuid(0).pw_name};" if os.geteuid() == 0 else ""  # the folder is closed to others
     config = folder / "nginx.conf"
     config.write_text(NGINX.format(user=user, folder=folder, port=port, server=server))

@@ -12,6 +12,8 @@ from bench.goals import Verdict
 
 SPEEDS = (*(keys.rate_key(*cell) for cell in keys.CELLS), keys.DOWNLOAD, keys.UPLOAD)
 REST = (
+    keys.MEDIAN_AT_1,
+    keys.ADDED_AT_1,
     keys.FIRST_EVENT,
     keys.IDLE_MEMORY,
     keys.PEAK_MEMORY,
@@ -20,7 +22,7 @@ REST = (
     keys.PER_STREAM,
     keys.STREAMS_OPEN,
 )
-
+YARDSTICKS = ("relay-on-aiohttp", "example", "nginx")
 WORDS = {True: "met", False: "NOT met", None: "not told"}
 
 
@@ -30,7 +32,7 @@ def as_text(run: Sequence[Figures], verdicts: Sequence[Verdict], facts: Mapping[
     parts = ["## Peers\n", *(f"- {figures.peer} {figures.version}: {figures.note}" for figures in run)]
     parts += ["\n## Figures\n", _table("", run, (*SPEEDS, *REST), remarks)]
     parts += ["\n## Latency, median / 99th percentile in ms\n", _latency_table(run, remarks)]
-    for yardstick in ("example", "nginx"):
+    for yardstick in YARDSTICKS:
         if yardstick in by_name:
             parts += [f"\n## Times {yardstick}\n", _ratio_table(run, by_name[yardstick])]
     parts += ["\n## To reach\n", *(_verdict_line(verdict) for verdict in verdicts)]
@@ -93,7 +95,7 @@ def _table(corner: str, run: Sequence[Figures], rows: Sequence[str], remarks: Re
 
 
 def _latency_table(run: Sequence[Figures], remarks: Remarks) -> str:
-    rows = {f"{size} at {connections}": (size, connections) for size, connections in keys.CELLS}
+    rows = {f"{size} at {connections:,}": (size, connections) for size, connections in keys.CELLS}
 
     def cell(figures: Figures, row: str) -> str:
         p50, p99 = keys.p50_key(*rows[row]), keys.p99_key(*rows[row])

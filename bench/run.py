@@ -1,13 +1,14 @@
-"""One peer, measured with everything: rates, single streams, then memory, each on a freshly started server.
+"""All peers, measured with everything: rates and long bodies round by round, then events and memory peer by peer.
 
-Fresh, because what one measurement leaves in a process (leaked pool slots, grown heaps) would be counted for the next.
+In a round each peer has its turn, so that what else the machine does meets all alike. Every measurement has a freshly
+started server, because what one leaves in a process (leaked pool slots, grown heaps) would be counted for the next.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,8 @@ from bench.figures import Figures
 from bench.load import put_load
 from bench.origin import BODIES, Origin
 from bench.peers import Peer, Serving, running
-from bench.processes import Failed, ForeignLoad, MemoryWatch
+from bench.processes import Failed, ForeignLoad, MemoryWatch, Server
+from bench.rounds import Series
 from bench.transfers import (
     EVENT_GAP_SECONDS,
     SETTLE_SECONDS,
@@ -32,56 +34,153 @@ from bench.transfers import (
 
 MIB = 1 << 20
 EVENT_SAMPLES = 20
-FOREIGN_SHARE = 0.05
-"""From here on, what others took of the server's core is said beside the figure."""
 WARM_UP_SECONDS = 1
-RATE_KEYS = [key(*cell) for cell in keys.CELLS for key in (keys.rate_key, keys.p50_key, keys.p99_key)]
+LONG_BODIES = {keys.DOWNLOAD: (download, origins.LONG_BODY), keys.UPLOAD: (upload, origins.SINK)}
+
+
+@dataclass(frozen=True, slots=True)
+class Ceiling:
+    """What load and origin reach on their one core with nothing between them: no peer can show more."""
+
+    per_second: float
+    p50_ms_at_1: float
+    down_mb_per_second: float
+    up_mb_per_second: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.per_second:,.0f} requests/s of 13 B at 32, a median of {self.p50_ms_at_1:.3f} ms at 1,"
+            f" {self.down_mb_per_second:,.0f} MB/s down, {self.up_mb_per_second:,.0f} MB/s up"
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to measure and where: `seconds` for each cell of wrk, `repeats` of a long transfer (the median counts)."""
+    """What to measure and where: `rounds` of all rates and long bodies, `seconds` of wrk for each cell of a round."""
 
     seconds: int
-    repeats: int
+    rounds: int
     memory: bool
     folder: Path
     origin: Origin
+    ceiling: Ceiling
     relay_python: Path
     server_core: int | None
 
 
-def measure(peer: Peer, plan: Plan) -> Figures:
-    figures = Figures(peer.name, note=peer.note)
-    with attempt(figures):
-        figures.version = peer.find_version()
-    _say(f"{peer.name} {figures.version}")
-    with attempt(figures, *RATE_KEYS, keys.IDLE_MEMORY, keys.PEAK_MEMORY), _running(peer, plan) as serving:
+class Turns:
+    """One peer, and what its turns in the rounds gave."""
+
+    def __init__(self, peer: Peer) -> None:
+        self.peer = peer
+        self.figures = Figures(peer.name, note=peer.note)
+        self.idle_memory = Series(keys.IDLE_MEMORY)
+        self.cells = {
+            cell: Series(keys.rate_key(*cell), keys.p50_key(*cell), keys.p99_key(*cell)) for cell in keys.CELLS
+        }
+        self.long_bodies = {key: Series(key) for key in LONG_BODIES}
+
+    def settle(self, ceiling: Ceiling) -> None:
+        """Make figures of the rounds."""
+        figures = self.figures
+        for series in (self.idle_memory, *self.cells.values(), *self.long_bodies.values()):
+            series.settle(figures)
+        try:
+            figures.values[keys.MEDIAN_AT_1] = median_at_1 = figures[keys.p50_key("13 B", 1)]
+            figures.values[keys.ADDED_AT_1] = median_at_1 - ceiling.p50_ms_at_1
+        except keys.Missing as missing:
+            figures.remarks |= dict.fromkeys((keys.MEDIAN_AT_1, keys.ADDED_AT_1), missing.reason)
+        if keys.PEAK_MEMORY not in figures.values:  # then it never served
+            figures.remarks[keys.PEAK_MEMORY] = figures.remarks[keys.IDLE_MEMORY]
+
+
+def measure(peers: Sequence[Peer], plan: Plan) -> list[Figures]:
+    turns = [Turns(peer) for peer in peers]
+    for number in range(1, plan.rounds + 1):
+        for turn in turns:
+            _say(f"round {number} of {plan.rounds}: {turn.peer.name}")
+            _take_turn(turn, number, plan)
+    for turn in turns:
+        _say(f"once: {turn.peer.name}")
+        turn.settle(plan.ceiling)
+        with attempt(turn.figures):
+            turn.figures.version = turn.peer.find_version()
+        _measure_once(turn.peer, turn.figures, plan)
+    plan.origin.require_alive()
+    return [turn.figures for turn in turns]
+
+
+def measure_ceiling(origin: Origin, *, seconds: int, rounds: int) -> Ceiling:
+    url = origin.url + BODIES["13 B"]
+    speeds = {}
+    for key, (transfer, path) in LONG_BODIES.items():
+        transfer(origin.port, path, total=origins.LONG_BYTES)  # the first reads the file into memory
+        times = [transfer(origin.port, path, total=origins.LONG_BYTES) for _ in range(rounds)]
+        speeds[key] = origins.LONG_BYTES / median(times) / 1e6
+    rates = [[put_load(url, connections=many, seconds=seconds) for many in (1, 32)] for _ in range(rounds)]
+    return Ceiling(
+        per_second=median(at_32.per_second for _, at_32 in rates),
+        p50_ms_at_1=median(at_1.p50_ms for at_1, _ in rates),
+        down_mb_per_second=speeds[keys.DOWNLOAD],
+        up_mb_per_second=speeds[keys.UPLOAD],
+    )
+
+
+def _take_turn(turn: Turns, number: int, plan: Plan) -> None:
+    """The rates of small bodies, then those of larger ones, then long bodies."""
+    small, large = ({cell: turn.cells[cell] for cell in cells} for cells in (keys.SMALL_CELLS, keys.LARGE_CELLS))
+    with a_round([turn.idle_memory, *small.values()], number), _running(turn.peer, plan) as serving:
         _check_bodies(serving, plan.origin)
-        _measure_rates(serving, figures, plan)
-    with attempt(figures, keys.DOWNLOAD, keys.UPLOAD, keys.FIRST_EVENT), _running(peer, plan) as serving:
-        _measure_streams(serving, figures, plan)
+        serving.server.wait_until_quiet()
+        turn.idle_memory.add(serving.server.resident_bytes() / MIB)
+        with _peak_watched(serving.server, turn.figures):
+            _measure_rates(serving, small, number, plan)
+    with a_round(list(large.values()), number), _running(turn.peer, plan) as serving:
+        _check_bodies(serving, plan.origin)
+        with _peak_watched(serving.server, turn.figures):
+            _measure_rates(serving, large, number, plan)
+    with (
+        a_round(list(turn.long_bodies.values()), number),
+        _running(turn.peer, plan) as serving,
+        _peak_watched(serving.server, turn.figures),
+    ):
+        _measure_long_bodies(serving, turn.long_bodies, number)
+
+
+def _measure_once(peer: Peer, figures: Figures, plan: Plan) -> None:
+    with attempt(figures, keys.FIRST_EVENT), _running(peer, plan) as serving:
+        _measure_first_event(serving, figures)
     growths = {keys.GROWTH_DOWN: _pass_down, keys.GROWTH_UP: _pass_up}
-    if plan.memory:
-        for key, pass_bytes in growths.items():
-            _say(f"  {key}")
-            with attempt(figures, key), _running(peer, plan) as serving:
-                before = _warm_up(serving)
-                with MemoryWatch(serving.server) as watch:
-                    pass_bytes(serving)
-                figures.values[key] = (watch.peak_bytes - before) / MIB
-        _say(f"  {keys.PER_STREAM}")
-        with attempt(figures, keys.PER_STREAM, keys.STREAMS_OPEN), _running(peer, plan) as serving:
-            _measure_idle_streams(serving, figures)
-    else:
-        for key in (*growths, keys.PER_STREAM, keys.STREAMS_OPEN):
-            figures.remarks[key] = keys.LEFT_OUT
-    return figures
+    if not plan.memory:
+        figures.remarks |= dict.fromkeys((*growths, keys.PER_STREAM, keys.STREAMS_OPEN), keys.LEFT_OUT)
+        return
+    for key, pass_bytes in growths.items():
+        _say(f"  {key}")
+        with attempt(figures, key), _running(peer, plan) as serving:
+            before = _warm_up(serving)
+            with MemoryWatch(serving.server) as watch:
+                pass_bytes(serving)
+            figures.values[key] = (watch.peak_bytes - before) / MIB
+    _say(f"  {keys.PER_STREAM}")
+    with attempt(figures, keys.PER_STREAM, keys.STREAMS_OPEN), _running(peer, plan) as serving:
+        _measure_idle_streams(serving, figures)
 
 
 @contextmanager
-def attempt(figures: Figures, *wanted: str, serving: Serving | None = None) -> Iterator[None]:
+def attempt(figures: Figures, *wanted: str) -> Iterator[None]:
     """Turn a Failed into the remark of those wanted keys that have no value."""
+    try:
+        yield
+    except Failed as failure:
+        _say(f"  {failure}")
+        for key in wanted:
+            if key not in figures.values:
+                figures.remarks.setdefault(key, str(failure))
+
+
+@contextmanager
+def a_round(wanted: Sequence[Series], number: int, *, serving: Serving | None = None) -> Iterator[None]:
+    """Turn a Failed into a round without a figure, for those series that have none of round `number` yet."""
     try:
         yield
     except Failed as failure:
@@ -89,29 +188,30 @@ def attempt(figures: Figures, *wanted: str, serving: Serving | None = None) -> I
         if serving is not None:
             try:
                 serving.server.require_alive()
-            except Failed as ended:
+            except Failed as ended:  # which is why
                 reason = str(ended)
         _say(f"  {reason}")
-        for key in wanted:
-            if key not in figures.values:
-                figures.remarks.setdefault(key, reason)
+        for series in wanted:
+            if len(series) < number:
+                series.fail(reason)
 
 
-def measure_ceiling(origin: Origin, *, seconds: int) -> str:
-    """What load and origin reach on their one core with nothing between them, in words: no peer can show more."""
-    rate = put_load(origin.url + BODIES["13 B"], connections=32, seconds=seconds).per_second
-    speeds = []
-    for transfer, path in ((download, origins.LONG_BODY), (upload, origins.SINK)):
-        transfer(origin.port, path, total=origins.LONG_BYTES)  # the first reads the file into memory
-        speeds.append(origins.LONG_BYTES / transfer(origin.port, path, total=origins.LONG_BYTES) / 1e6)
-    return f"{rate:,.0f} requests/s of 13 B at 32, {speeds[0]:,.0f} MB/s down, {speeds[1]:,.0f} MB/s up"
-
-
-def disturbed(foreign: ForeignLoad) -> str:
-    return f"other processes took {foreign.share:.0%} of the server's core"
+@contextmanager
+def _peak_watched(server: Server, figures: Figures) -> Iterator[None]:
+    """Keep the highest sample of all servers that are watched so."""
+    watch = MemoryWatch(server)
+    try:
+        with watch:
+            yield
+    finally:
+        peak = watch.peak_bytes / MIB
+        figures.values[keys.PEAK_MEMORY] = max(peak, figures.values.get(keys.PEAK_MEMORY, 0))
+        if watch.overran:
+            figures.remarks[keys.PEAK_MEMORY] = "stopped there: it would have taken the machine's memory"
 
 
 def _running(peer: Peer, plan: Plan) -> AbstractContextManager[Serving]:
+    plan.origin.require_alive()
     return running(
         peer,
         folder=plan.folder / peer.name,
@@ -128,62 +228,45 @@ def _check_bodies(serving: Serving, origin: Origin) -> None:
             raise Failed(f"the body of {size} is not the origin's")
 
 
-def _measure_rates(serving: Serving, figures: Figures, plan: Plan) -> None:
+def _measure_rates(serving: Serving, cells: Mapping[tuple[str, int], Series], number: int, plan: Plan) -> None:
     server = serving.server
-    server.wait_until_quiet()
-    figures.values[keys.IDLE_MEMORY] = server.resident_bytes() / MIB
-    with MemoryWatch(server) as watch:
-        for cell in keys.CELLS:
-            size, connections = cell
-            rate_key, p50_key, p99_key = keys.rate_key(*cell), keys.p50_key(*cell), keys.p99_key(*cell)
-            with attempt(figures, rate_key, p50_key, p99_key, serving=serving):
-                server.require_alive()
-                url = f"http://127.0.0.1:{serving.port}{serving.prefix}{BODIES[size]}"
-                with attempt(figures):  # a warm-up may fail: then the measurement says so
-                    put_load(url, connections=connections, seconds=WARM_UP_SECONDS)
-                server.wait_until_quiet()
-                with ForeignLoad(server) as foreign:
-                    rate = put_load(url, connections=connections, seconds=plan.seconds)
-                figures.values |= {rate_key: rate.per_second, p50_key: rate.p50_ms, p99_key: rate.p99_ms}
-                remarks = [f"{rate.errors:,} errors or waits over 2 s besides"] if rate.errors else []
-                if foreign.share > FOREIGN_SHARE:
-                    remarks.append(disturbed(foreign))
-                if remarks:
-                    figures.remarks[rate_key] = "; ".join(remarks)
-                _say(f"  {rate_key}: {rate.per_second:,.0f}")
+    for (size, connections), series in cells.items():
+        with a_round([series], number, serving=serving):
+            server.require_alive()
+            url = f"http://127.0.0.1:{serving.port}{serving.prefix}{BODIES[size]}"
+            try:
+                put_load(url, connections=connections, seconds=WARM_UP_SECONDS)
+            except Failed as failure:  # then the measurement says so
+                _say(f"  warm-up: {failure}")
             server.wait_until_quiet()
-    figures.values[keys.PEAK_MEMORY] = watch.peak_bytes / MIB
+            with ForeignLoad(server) as foreign:
+                rate = put_load(url, connections=connections, seconds=plan.seconds)
+            series.add(rate.per_second, rate.p50_ms, rate.p99_ms, errors=rate.errors, foreign_share=foreign.share)
+            _say(f"  {series.keys[0]}: {rate.per_second:,.0f}")
+        server.wait_until_quiet()
 
 
-def _measure_streams(serving: Serving, figures: Figures, plan: Plan) -> None:
-    total = origins.LONG_BYTES
-    with MemoryWatch(serving.server) as watch:
-        for key, transfer, path in (
-            (keys.DOWNLOAD, download, origins.LONG_BODY),
-            (keys.UPLOAD, upload, origins.SINK),
-        ):
-            with attempt(figures, key, serving=serving):
-                path = serving.prefix + path
-                transfer(serving.port, path, total=total)
-                with ForeignLoad(serving.server) as foreign:
-                    seconds = median(transfer(serving.port, path, total=total) for _ in range(plan.repeats))
-                figures.values[key] = total / seconds / 1e6
-                if foreign.share > FOREIGN_SHARE:
-                    figures.remarks[key] = disturbed(foreign)
-                _say(f"  {key}: {figures.values[key]:,.0f}")
-            serving.server.wait_until_quiet()
-        with attempt(figures, keys.FIRST_EVENT, serving=serving):
-            waits = [time_to_first_event(serving.port, serving.prefix + origins.EVENTS)]
-            if waits[0] < EVENT_GAP_SECONDS:
-                waits += [
-                    time_to_first_event(serving.port, serving.prefix + origins.EVENTS) for _ in range(EVENT_SAMPLES)
-                ]
-            else:
-                figures.remarks[keys.FIRST_EVENT] = "the first event was held back until the second or the end"
-            figures.values[keys.FIRST_EVENT] = median(waits) * 1000
-            _say(f"  {keys.FIRST_EVENT}: {figures.values[keys.FIRST_EVENT]:.2f}")
-    peak = max(watch.peak_bytes / MIB, figures.values.get(keys.PEAK_MEMORY, 0))
-    figures.values[keys.PEAK_MEMORY] = peak
+def _measure_long_bodies(serving: Serving, long_bodies: Mapping[str, Series], number: int) -> None:
+    for key, series in long_bodies.items():
+        transfer, path = LONG_BODIES[key]
+        with a_round([series], number, serving=serving):
+            transfer(serving.port, serving.prefix + path, total=origins.LONG_BYTES)
+            with ForeignLoad(serving.server) as foreign:
+                seconds = transfer(serving.port, serving.prefix + path, total=origins.LONG_BYTES)
+            series.add(origins.LONG_BYTES / seconds / 1e6, foreign_share=foreign.share)
+            _say(f"  {key}: {origins.LONG_BYTES / seconds / 1e6:,.0f}")
+        serving.server.wait_until_quiet()
+
+
+def _measure_first_event(serving: Serving, figures: Figures) -> None:
+    path = serving.prefix + origins.EVENTS
+    waits = [time_to_first_event(serving.port, path)]
+    if waits[0] < EVENT_GAP_SECONDS:
+        waits += [time_to_first_event(serving.port, path) for _ in range(EVENT_SAMPLES)]
+    else:
+        figures.remarks[keys.FIRST_EVENT] = "the first event was held back until the second or the end"
+    figures.values[keys.FIRST_EVENT] = median(waits) * 1000
+    _say(f"  {keys.FIRST_EVENT}: {figures.values[keys.FIRST_EVENT]:.2f}")
 
 
 def _pass_down(serving: Serving) -> None:

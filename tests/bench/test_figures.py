@@ -29,6 +29,7 @@ def full(peer: str, **changes: float) -> Figures:
         key: 100.0 for cell in keys.CELLS for key in (keys.rate_key(*cell), keys.p50_key(*cell), keys.p99_key(*cell))
     }
     rest = dict.fromkeys((keys.DOWNLOAD, keys.UPLOAD, keys.FIRST_EVENT, keys.IDLE_MEMORY, keys.PEAK_MEMORY), 100.0)
+    rest |= {keys.MEDIAN_AT_1: 100.0, keys.ADDED_AT_1: 99.0}
     memory = {keys.GROWTH_DOWN: 1.0, keys.GROWTH_UP: 1.0, keys.PER_STREAM: 20.0, keys.STREAMS_OPEN: 1000.0}
     return Figures(peer, "1.0", "a note", values=every | rest | memory | changes)
 
@@ -133,12 +134,31 @@ def test_ratios_are_against_the_yardstick_of_the_same_run() -> None:
     assert "## Times nginx" not in text
 
 
-def test_json_holds_every_figure_remark_and_verdict() -> None:
+def test_report_shows_the_latency_at_one_connection_and_what_a_peer_adds_to_it() -> None:
+    relay = full("relay", **{keys.MEDIAN_AT_1: 0.28, keys.ADDED_AT_1: 0.251})
+    lines = as_text([relay], [], FACTS).splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert ["median at 1 connection, ms", "0.28"] in rows
+    assert ["added at 1 connection, ms", "0.251"] in rows
+
+
+def test_1000_connections_are_for_the_smallest_body_alone_and_shown_with_it() -> None:
+    assert [cell for cell in keys.CELLS if cell[1] == 1000] == [("13 B", 1000)]
+    assert sorted(keys.CELLS) == sorted(keys.SMALL_CELLS + keys.LARGE_CELLS)
+    text = as_text([full("relay")], [], FACTS)
+    rows = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| 13 B")]
+    assert rows[:4] == [f"13 B at {connections}, requests/s" for connections in ("1", "32", "256", "1,000")]
+    assert "13 B at 1,000" in rows[4:8]  # the table of latencies
+
+
+def test_json_holds_every_figure_round_remark_and_verdict() -> None:
     relay = full("relay")
     relay.remarks[keys.DOWNLOAD] = "rough"
+    relay.rounds[keys.DOWNLOAD] = [90.0, None, 110.0]
     data = json.loads(json.dumps(as_data([relay], judge({"relay": relay}), FACTS)))
     assert data["peers"][0]["values"] == relay.values
     assert data["peers"][0]["remarks"] == relay.remarks
+    assert data["peers"][0]["rounds"] == {keys.DOWNLOAD: [90.0, None, 110.0]}
     assert [goal["goal"] for goal in data["goals"]] == [goal.text for goal in GOALS]
     assert data["machine"] == FACTS
 
