@@ -1,72 +1,359 @@
-"""uvicorn's HTTP protocol with two things the relay needs: what the request line said, and fewer writes.
+"""uvicorn's HTTP protocol with what the relay needs beyond it: every method, the target as it was sent, less work.
 
-ASGI gives path and query apart: a lone `?` at the end of a target and a `#` with what follows are gone by then. The
-relay passes targets byte for byte or refuses them, so it needs to know. And uvicorn writes head, body and end of an
-answer each by themselves: three system calls and as many packets for a small one. Under another protocol the relay does
-without both.
+Theory of operation. llhttp, in uvicorn's parser, is the one judge of where a message ends; its callbacks keep `_place`.
+It refuses methods that it does not know, so what stands at the beginning of a message is looked at first: a method that
+is a token (RFC 9110 section 9.1) but unknown goes to the application as it came, and the parser is shown another in its
+place that means nothing for framing. That happens only where the parser itself has said that it stands between two
+messages. Therefore what holds several messages is fed in steps that end where a message may end. A step that ends
+elsewhere is harmless: nothing is replaced then, and an unknown method behind it gets 400. So does one behind a chunked
+body in the same segment, whose end only the parser finds.
+
+An `Upgrade` is declined by going on with the request as if it were not there. llhttp stops after such a head, the body
+unread; another parser, shown nothing of the head but its framing, reads that body.
+
+Answers are `relay.serving.cycle`'s.
 """
 
 from __future__ import annotations
 
-import asyncio
+import re
+import urllib.parse
+from collections import deque
+from types import SimpleNamespace
 from typing import Any, cast
 
+import httptools
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, service_unavailable
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from relay.serving.asgi import SENT_TARGET
+from relay.serving.cycle import EARLY_HINT, TRAILERS, RelayCycle
 
-HELD_BYTES = 16 * 1024
-"""A write up to this waits for the next one, at most until the event loop's next turn."""
+LONGEST_METHOD = 64
+KNOWN_METHODS = frozenset(
+    b"GET HEAD POST PUT DELETE PATCH OPTIONS TRACE CONNECT QUERY SEARCH COPY MOVE LOCK UNLOCK MKCOL PROPFIND PROPPATCH "
+    b"REPORT ACL BIND REBIND UNBIND CHECKOUT MERGE MKACTIVITY MKCALENDAR LINK UNLINK PURGE NOTIFY SUBSCRIBE "
+    b"UNSUBSCRIBE M-SEARCH "
+    # PRI begins HTTP/2, which llhttp knows to refuse.
+    b"PRI".split()
+)
+"""What llhttp takes in an HTTP request. Of the others it knows some from other protocols, and refuses them in this."""
+
+METHOD = re.compile(rb"[\r\n]*([!#$%&'*+.^_`|~0-9A-Za-z-]{0,64})(.?)", re.DOTALL)
+"""Empty lines, which may stand before a request; what may be a method; the byte after it, if it is there."""
+STAND_IN = b"PATCH"
+"""Means nothing for framing. Others that do not, such as POST, are in llhttp's eyes methods of RTSP, too."""
+LONGEST_TARGET = 0xFFFF
+"""What `httptools.parse_url` takes; it refuses longer ones."""
+
+BETWEEN, HEAD, BODY = range(3)
+
+INVALID = "Invalid HTTP request received."  # as uvicorn words it
+
+_NO_DEADLINE = float("inf")
+_OFFERED: dict[str, Any] = {}
+_NOWHERE: Any = deque(maxlen=0)
 
 
 class RelayProtocol(HttpToolsProtocol):
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
-        super().connection_made(cast(asyncio.Transport, JoiningTransport(transport, self.loop)))
+    cycle: RelayCycle | None  # type: ignore[assignment]  # it stands in for uvicorn's
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._place = BETWEEN
+        self._over = False
+        """What still arrives is of no interest: the connection will be closed."""
+        self._start = b""
+        """The beginning of a message, which does not tell its method yet."""
+        self._method: str | None = None
+        """The method that STAND_IN stands for."""
+        self._length: int | None = None
+        """Content-Length of the body being read, -1 without one; None until somebody asked."""
+        self._body_bytes = 0
+        self._upgrading = False
+        self._declined: bytes | None = None
+        """The framing of the body that follows the head of an upgrade that was declined."""
+        self._resumed = False
+        """The parser at work knows of that body alone."""
+        self._answering: RelayCycle | None = None
+        """Whose application was started last; `cycle` may be behind it in the pipeline."""
+        self._refusal_due = False
+        self._idle_deadline = _NO_DEADLINE
+
+    # What arrives.
+
+    def data_received(self, data: bytes) -> None:
+        if self._place == BETWEEN and not self._start and not self._over:
+            end = data.find(b" ", 0, LONGEST_METHOD)
+            if end > 0 and data[:end] in KNOWN_METHODS:
+                end = data.find(b"\r\n\r\n", end)
+                if end < 0 or end + 4 == len(data):
+                    used = self._feed(data)
+                    if used == len(data):
+                        return
+                    data = data[used:]
+        self._feed_in_steps(data)
+
+    def _feed_in_steps(self, data: bytes) -> None:
+        if self._start:
+            data, self._start = self._start + data, b""
+        at, end = 0, len(data)
+        while at < end and not self._over:
+            cut = end
+            if self._place == BODY:
+                left = self._body_left()
+                if left > 0:
+                    cut = min(end, at + left)
+            elif self._place == HEAD:
+                # The empty line that ends the head may have begun in what came before; later ones are found whole.
+                line_end = data.find(b"\n", at, 4)
+                head_end = data.find(b"\r\n\r\n", max(at - 2, 0))
+                if line_end >= 0:
+                    cut = line_end + 1
+                elif head_end >= 0:
+                    cut = head_end + 4
+            else:
+                found = cast("re.Match[bytes]", METHOD.match(data, at))  # it matches the empty string
+                method, following = found.groups()
+                if not following:
+                    self._start = method
+                    return
+                if following == b" " and method and method not in KNOWN_METHODS:
+                    self._method = method.decode()
+                    self._feed(STAND_IN)
+                    at = found.end(1)
+                    continue
+                head_end = data.find(b"\r\n\r\n", at)
+                if head_end >= 0:
+                    cut = head_end + 4
+            at += self._feed(data if cut - at == end else memoryview(data)[at:cut])
+
+    def _body_left(self) -> int:
+        """How much of the body is to come; below 0 for one that is chunked."""
+        if self._length is None:
+            lengths = [value for name, value in self.scope["headers"] if name == b"content-length"]
+            self._length = int(lengths[0]) if lengths else -1
+        return self._length - self._body_bytes if self._length >= 0 else -1
+
+    def _feed(self, data: bytes | memoryview) -> int:
+        """How much of `data` the parser took."""
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as stop:
+            self._after_upgrade()
+            return int(stop.args[0])
+        except httptools.HttpParserError:
+            self._refuse()
+        return len(data)
+
+    def _refuse(self) -> None:
+        """400, after the answers to what came before; an answer that has begun is cut off instead."""
+        self._over = True
+        self.logger.warning(INVALID)
+        cycle = self.cycle
+        broken = self._place == BODY
+        if broken and cycle is not self._answering:
+            # Its application was not started, and will not be.
+            self.pipeline.popleft()
+        if self._answering is None or self._answering.response_complete:
+            self.send_400_response(INVALID)
+        elif not broken or cycle is not self._answering:
+            self._refusal_due = True
+        elif cycle.response_started:
+            cycle.close()
+        else:
+            self.send_400_response(INVALID)
+
+    def _after_upgrade(self) -> None:
+        if self._upgrading:
+            self._over = True
+            self.handle_websocket_upgrade()
+            return
+        self._unsupported_upgrade_warning()
+        if self._declined is not None:
+            framing, self._declined = self._declined, None
+            callbacks = SimpleNamespace(on_body=self.on_body, on_message_complete=self.on_message_complete)
+            self.parser = httptools.HttpRequestParser(callbacks)
+            self._resumed = True
+            self._feed(STAND_IN + b" / HTTP/1.1\r\n" + framing + b"\r\n")
+
+    def _new_parser(self) -> httptools.HttpRequestParser:
+        """As uvicorn makes it."""
+        parser = httptools.HttpRequestParser(self)
+        parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        return parser
+
+    # What the parser says.
+
+    def on_message_begin(self) -> None:
+        self._place = HEAD
+        self._idle_deadline = _NO_DEADLINE
+        self.url = b""
+        self.expect_100_continue = False
+        self.headers = []
 
     def on_headers_complete(self) -> None:
-        # Before the application's task is made: an application that is started at once would miss it.
-        self.scope["extensions"] = {SENT_TARGET: {"target": self.url}}
-        super().on_headers_complete()
+        parser = self.parser
+        http_version = parser.get_http_version()
+        method, self._method = self._method, None
+        if method is None:
+            method = parser.get_method().decode("ascii")
+        keep_alive = http_version != "1.0" and parser.should_keep_alive()
+        url = self.url
+        offered: dict[str, Any] = {SENT_TARGET: {"target": url}, TRAILERS: _OFFERED}
+        if http_version == "1.1":
+            offered[EARLY_HINT] = _OFFERED
+        scope: dict[str, Any] = {
+            "type": "http",
+            "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
+            "http_version": http_version,
+            "method": method,
+            "server": self.server,
+            "client": self.client,
+            "scheme": self.scheme,
+            "root_path": self.root_path,
+            "headers": self.headers,
+            "state": self.app_state.copy(),
+            "extensions": offered,
+        }
+        self.scope = scope  # type: ignore[assignment]  # uvicorn has it as a TypedDict
+        self._upgrading = False
+        if parser.should_upgrade():
+            if self._should_upgrade():
+                self._upgrading = True
+                return
+            keep_alive = self._decline_upgrade(method) and keep_alive
+        if url[:1] == b"/" and b"#" not in url and len(url) <= LONGEST_TARGET:
+            raw_path, _, query = url.partition(b"?")
+        else:
+            parsed = httptools.parse_url(url)
+            raw_path, query = parsed.path, parsed.query or b""
+        path = raw_path.decode("ascii")
+        if "%" in path:
+            path = urllib.parse.unquote(path)
+        if self.root_path:
+            path = self.root_path + path
+            raw_path = self.root_path.encode("ascii") + raw_path
+        scope["path"] = path
+        scope["raw_path"] = raw_path
+        scope["query_string"] = query
+        # Trailers arrive as header fields do, and would be appended to those of the scope.
+        self.headers = _NOWHERE
+        self._place = BODY
+        self._length = None
+        self._body_bytes = 0
 
+        app: Any = self.app
+        if self.limit_concurrency is not None and (
+            len(self.connections) >= self.limit_concurrency or len(self.tasks) >= self.limit_concurrency
+        ):
+            app = service_unavailable
+            self.logger.warning("Exceeded concurrency limit.")
+        before = self.cycle
+        self.cycle = cycle = RelayCycle(
+            self, scope, keep_alive=keep_alive, expect_100_continue=self.expect_100_continue
+        )
+        if before is None or before.response_complete:
+            self._answer(cycle, app)
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((cycle, app))  # type: ignore[arg-type]  # it stands in for uvicorn's
 
-class JoiningTransport:
-    """A transport that sends a small write together with the one that follows it in the same turn of the event loop."""
+    def _decline_upgrade(self, method: str) -> bool:
+        """Whether the connection may carry another request. llhttp takes what follows this one's head for no HTTP."""
+        if method == "CONNECT":
+            # What follows was meant for somebody else, and may look like a request.
+            return False
+        framing = [
+            b"%b: %b\r\n" % (name, value)
+            for name, value in self.headers
+            if name in (b"content-length", b"transfer-encoding")
+        ]
+        if not framing:
+            return True
+        self._declined = b"".join(framing)
+        # Where a chunked body ends, only the parser that reads it knows, and that one reads nothing else.
+        return b"transfer-encoding" not in self._declined
 
-    __slots__ = ("_flushing", "_held", "_loop", "_transport")
+    def _answer(self, cycle: RelayCycle, app: Any) -> None:
+        self._answering = cycle
+        self._start_asgi_task(cycle, app)  # type: ignore[arg-type]  # it stands in for uvicorn's
 
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        self._transport = transport
-        self._loop = loop
-        self._held = b""
-        self._flushing: asyncio.Handle | None = None
+    def on_body(self, body: bytes) -> None:
+        cycle = self.cycle
+        self._body_bytes += len(body)
+        if cycle is None or self._upgrading:
+            return
+        if cycle.response_complete:
+            self._watch_idleness()
+            return
+        if cycle.take_body(body) > HIGH_WATER_LIMIT:
+            self.flow.pause_reading()
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
+    def on_message_complete(self) -> None:
+        if self._declined is not None:
+            return
+        self._place = BETWEEN
+        cycle = self.cycle
+        if cycle is None or self._upgrading:
+            return
+        if self._resumed:
+            self._resumed = False
+            self.parser = self._new_parser()
+        if not cycle.keep_alive:
+            self._over = True
+        if cycle.response_complete:
+            # It was answered before it was whole; now the connection is idle.
+            self._watch_idleness()
+        else:
+            cycle.end_body()
 
-    def write(self, data: bytes) -> None:
-        if len(data) > HELD_BYTES:
-            self._flush()
-            self._transport.write(data)
-        elif self._held:
-            self._transport.write(self._take() + data)
-        elif data:
-            self._held = data
-            self._flushing = self._loop.call_soon(self._flush)
+    # What the answers say, and the server.
 
-    def is_closing(self) -> bool:
-        return self._transport.is_closing()
+    def on_response_complete(self) -> None:
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            cycle, app = self.pipeline.pop()
+            self._answer(cast(RelayCycle, cycle), app)
+        elif self._refusal_due:
+            self.send_400_response(INVALID)
+        elif self._place != HEAD:
+            self._watch_idleness()
 
-    def close(self) -> None:
-        self._flush()
-        self._transport.close()
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.connections.discard(self)
+        for cycle in {self.cycle, self._answering}:
+            if cycle is not None:
+                cycle.disconnect()
+        # What was never begun would keep the connection's objects in a circle.
+        self.pipeline.clear()
+        self.flow.resume_writing()
+        if self.timeout_keep_alive_task is not None:
+            self.timeout_keep_alive_task.cancel()
+            self.timeout_keep_alive_task = None
+        if exc is None:
+            self.transport.close()
+        self._over = True
+        self.parser = None  # type: ignore[assignment]  # as uvicorn does, to break a circle
 
-    def _flush(self) -> None:
-        if self._held:
-            self._transport.write(self._take())
+    def _watch_idleness(self) -> None:
+        """Close the connection if no request begins within the keep-alive time.
 
-    def _take(self) -> bytes:
-        held, self._held = self._held, b""
-        if self._flushing is not None:
-            self._flushing.cancel()
-            self._flushing = None
-        return held
+        One timer serves the connection: it is not moved for each request, but looks when it fires what came of it.
+        """
+        self._idle_deadline = self.loop.time() + self.timeout_keep_alive
+        if self.timeout_keep_alive_task is None:
+            self.timeout_keep_alive_task = self.loop.call_at(self._idle_deadline, self.timeout_keep_alive_handler)
+
+    def timeout_keep_alive_handler(self) -> None:
+        self.timeout_keep_alive_task = None
+        deadline = self._idle_deadline
+        if deadline == _NO_DEADLINE or self.transport.is_closing():
+            return
+        if deadline <= self.loop.time() + 0.001:  # uvloop's clock counts milliseconds
+            self.transport.close()
+        else:
+            self.timeout_keep_alive_task = self.loop.call_at(deadline, self.timeout_keep_alive_handler)
