@@ -29,7 +29,8 @@ from relay.rules import addresses, headers, urls
 
 SLUG_PATTERN = r"^[a-z0-9]([a-z0-9_-]{0,61}[a-z0-9])?\Z"
 BASE_URL_PATTERN = r"^https?://[^/?#@]+(/[^?#]*)?\Z"
-METHOD_PATTERN = re.compile(r"[A-Z][A-Z0-9_-]{0,31}")
+METHOD_PATTERN = re.compile(r"[A-Z0-9!#$%&'*+.^_`|~-]{1,64}")
+"""A token (RFC 9110 section 5.6.2) as long as the server takes one, in capitals."""
 FORBIDDEN_METHODS = frozenset({"CONNECT", "TRACE"})
 LONGEST_SECONDS = 7 * 24 * 3600
 LARGEST_BYTES = 2**50

@@ -55,6 +55,7 @@ WRONG = [
     ("host_header", "mine"),
     ("allowed_methods", "GET, TRACE"),
     ("allowed_methods", "G=T"),
+    ("allowed_methods", "A" * 65),
     ("allowed_networks", "10.0.0.1/8"),
     ("allowed_networks", "ten"),
     ("connect_timeout_seconds", 0),
@@ -96,6 +97,11 @@ def test_bulk_writes_give_the_same_verdicts(field: str, value: Any) -> None:
         Upstream.objects.filter(slug="b").update(**{field: value})
     assert Upstream.objects.get().slug == "b"
     assert getattr(Upstream.objects.get(), field) != value
+
+
+def test_every_method_that_a_caller_may_send_can_be_listed() -> None:
+    longest = "!#$%&'*+-.^_`|~" + "A1" * 24 + "B"
+    assert saved(allowed_methods=f"BREW M-SEARCH {longest}").allowed_methods == f"BREW, M-SEARCH, {longest}"
 
 
 def test_texts_are_stored_in_one_canonical_form() -> None:

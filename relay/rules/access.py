@@ -11,8 +11,11 @@ ORDINARY_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 
 def check_method(method: str, allowed: frozenset[str]) -> None:
-    """Raises `MethodRefused`, with Allow, unless `allowed` has `method`; empty, it has all but CONNECT and TRACE."""
-    if method in NEVER_RELAYED or (allowed and method not in allowed):
+    """Raises `MethodRefused`, with Allow, unless `allowed` has `method`; empty, it has all but CONNECT and TRACE.
+
+    Methods differ by case (RFC 9110 section 9.1), but not for all on the way up: no spelling of those two passes.
+    """
+    if method.upper() in NEVER_RELAYED or (allowed and method not in allowed):
         names: Iterable[str] = sorted(allowed - NEVER_RELAYED) if allowed else ORDINARY_METHODS
         raise MethodRefused(headers=((b"allow", ", ".join(names).encode()),))
 

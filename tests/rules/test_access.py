@@ -32,6 +32,8 @@ def test_methods_pass_that_are_allowed(method: str, allowed: frozenset[str]) -> 
         ("TRACE", frozenset(), b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"),
         ("CONNECT", frozenset(), b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"),
         ("TRACE", frozenset({"TRACE", "GET"}), b"GET"),
+        ("Trace", frozenset(), b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"),
+        ("connect", frozenset(), b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"),
         ("CONNECT", frozenset({"CONNECT"}), b""),
         ("POST", frozenset({"PUT", "GET"}), b"GET, PUT"),
         ("get", frozenset({"GET"}), b"GET"),
