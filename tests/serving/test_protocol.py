@@ -215,6 +215,27 @@ async def test_what_is_no_request_is_400_after_the_answers_to_those_before_it(ca
     assert await caller.read_rest() == (b"", Ended.CLOSED)
 
 
+async def test_a_pipelined_request_whose_body_breaks_is_400_in_its_turn() -> None:
+    begun: list[str] = []
+    go_on = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            begun.append(scope["path"])
+            await go_on.wait()
+        await telling(scope, receive, send)
+
+    async with Ground(app) as ground, Caller(ground.port) as caller:
+        await caller.send(b"GET /1 HTTP/1.1\r\n\r\nPUT /2 HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nno size\r\n")
+        await turns()
+        go_on.set()
+        assert (await told(caller))["target"] == "/1"
+        assert (await caller.read_head()).status == 400
+        await caller.read_body()
+        assert await caller.read_rest() == (b"", Ended.CLOSED)
+    assert begun == ["/1"]
+
+
 async def test_after_the_last_request_nothing_is_taken_for_another(caller: Caller) -> None:
     await caller.send(b"BREW /1 HTTP/1.1\r\nConnection: close\r\n\r\nBREW /2 HTTP/1.1\r\n\r\n")
     assert (await told(caller))["target"] == "/1"
