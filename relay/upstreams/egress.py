@@ -1,9 +1,9 @@
 """The guard on the way out: no socket is opened to an address that is not judged first.
 
-Theory of operation. A name is resolved by `resolve`, and refused if any of its addresses is. The connection is then
-made to one of those very addresses, never to the name, through `open_socket`, which judges the address once more as the
-last thing before the socket exists. An IP literal skips DNS and meets `open_socket` alike. There is no second look-up
-between check and connect that an attacker's DNS could answer differently. TLS keeps the name for SNI and verification.
+Theory of operation. What a name resolved to goes through `check_all`, and the name is refused if any of its addresses
+is. The connection is then made to one of those very addresses, never to the name, through `open_socket`, which judges
+the address once more as the last thing before the socket exists. There is no second look-up between check and connect
+that an attacker's DNS could answer differently. TLS keeps the name for SNI and verification.
 What is public and what is not is `relay.rules.addresses`; which of the machine's own addresses must not be called is
 asked of the kernel here.
 """
@@ -14,8 +14,10 @@ import asyncio
 import errno
 import socket
 import ssl
+from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from typing import TypeVar, cast, overload
 
 import certifi
 
@@ -24,6 +26,7 @@ from relay.rules.addresses import Judgement, carried_addresses, judge
 
 Address = IPv4Address | IPv6Address
 SocketAddress = tuple[str, int] | tuple[str, int, int, int]
+Context = TypeVar("Context", bound=ssl.SSLContext)
 AddrInfo = tuple[int | socket.AddressFamily, int | socket.SocketKind, int, str, SocketAddress]
 
 
@@ -45,9 +48,13 @@ class Guard:
         """The addresses of `host`, all allowed. Raises `EgressDenied`, or `socket.gaierror` if there is none."""
         loop = asyncio.get_running_loop()
         found = await loop.getaddrinfo(host, port, family=family, type=socket.SOCK_STREAM)
-        addresses = list(dict.fromkeys(str(info[4][0]) for info in found))
-        if not addresses:
+        if not found:
             raise socket.gaierror(socket.EAI_NONAME, "no address")
+        return self.check_all(cast("list[AddrInfo]", found))
+
+    def check_all(self, found: Iterable[AddrInfo]) -> list[str]:
+        """The addresses in what a name resolved to. Raises `EgressDenied` when any of them is not allowed."""
+        addresses = list(dict.fromkeys(str(info[4][0]) for info in found))
         for text in addresses:
             self.check(text)
         return addresses
@@ -101,12 +108,16 @@ _NOBODYS: dict[int, Address] = {4: IPv4Address("192.0.2.1"), 6: IPv6Address("200
 """Addresses for documentation: no machine has them."""
 
 
-def tls_context(upstream: Upstream) -> ssl.SSLContext:
+@overload
+def tls_context(upstream: Upstream) -> ssl.SSLContext: ...
+@overload
+def tls_context(upstream: Upstream, kind: type[Context]) -> Context: ...
+def tls_context(upstream: Upstream, kind: type[ssl.SSLContext] = ssl.SSLContext) -> ssl.SSLContext:
     """The TLS settings of one upstream: its CA bundle, else the system's, else certifi's. Offers HTTP/1.1 by ALPN.
 
-    Reads files: about 10 ms, once per pool.
+    Reads files: about 10 ms, once per pool. `kind` is the class to make it of.
     """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context = kind(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
     if not upstream.verify_tls:

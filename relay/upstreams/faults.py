@@ -2,11 +2,42 @@
 
 Callers of the seam may catch httpx's classes alone; `relay.upstreams.exchange` tells these apart. Texts name verdicts
 and reasons for the log. None holds a secret.
+
+Each carries a `Progress`: how far the exchange had come, which decides whether the request may be sent anew.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
 import httpx
+
+Phase = Literal["pool", "dns", "egress", "connect", "proxy", "tls", "request", "head", "body"]
+Problem = TypeVar("Problem", bound=httpx.TransportError)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where an exchange was when it failed."""
+
+    phase: Phase
+    request_sent: bool = False
+    """Any byte of the request had left: the upstream may have acted on it."""
+    response_begun: bool = False
+    """Any byte of an answer had come."""
+
+
+def placed(problem: Problem, progress: Progress) -> Problem:
+    """`problem`, which now says how far the exchange had come."""
+    problem.progress = progress  # type: ignore[attr-defined]
+    return problem
+
+
+def progress_of(problem: BaseException) -> Progress | None:
+    """What `placed` noted."""
+    progress: Progress | None = getattr(problem, "progress", None)
+    return progress
 
 
 class AddressRefused(httpx.ConnectError):
