@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import sys
 import time
@@ -17,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
+from json.encoder import encode_basestring_ascii as _quoted
 from typing import Any
 
 from relay import conf
@@ -48,33 +48,23 @@ class Entry:
     wall: float = field(default_factory=time.time)
 
     def line(self) -> str:
-        now = time.perf_counter()
-        record: dict[str, Any] = {
-            "time": _iso(self.wall),
-            "request_id": self.request_id.decode("ascii"),
-            "client": self.client,
-            "method": self.method,
-            "upstream": self.slug,
-            "path": self.path.decode("ascii", "backslashreplace"),
-            "status": self.status,
-            "outcome": self.outcome,
-            "bytes_in": self.bytes_in,
-            "bytes_out": self.bytes_out,
-            "head_ms": round((self.head_at - self.started) * 1000, 2) if self.head_at else None,
-            "total_ms": round((now - self.started) * 1000, 2),
-        }
-        if self.detail:
-            record["detail"] = self.detail
-        return _encode(record)
-
-
-_encode = json.JSONEncoder(separators=(",", ":")).encode
+        """The entry as JSON. Put together by hand: a JSON encoder takes three times as long for a line a request."""
+        total_ms = (time.perf_counter() - self.started) * 1000
+        head_ms = f"{(self.head_at - self.started) * 1000:.2f}" if self.head_at else "null"
+        detail = f',"detail":{_quoted(self.detail)}' if self.detail else ""
+        return (
+            f'{{"time":"{_iso(self.wall)}","request_id":{_quoted(self.request_id.decode("ascii"))},'
+            f'"client":{_quoted(self.client)},"method":{_quoted(self.method)},"upstream":{_quoted(self.slug)},'
+            f'"path":{_quoted(self.path.decode("ascii", "backslashreplace"))},"status":{self.status},'
+            f'"outcome":{_quoted(self.outcome)},"bytes_in":{self.bytes_in},"bytes_out":{self.bytes_out},'
+            f'"head_ms":{head_ms},"total_ms":{total_ms:.2f}{detail}}}'
+        )
 
 
 def _iso(wall: float) -> str:
     """ISO 8601 in UTC, with milliseconds."""
-    second, fraction = divmod(wall, 1)
-    return f"{_iso_second(int(second))}.{int(fraction * 1000):03d}+00:00"
+    second = int(wall)
+    return f"{_iso_second(second)}.{int((wall - second) * 1000):03d}+00:00"
 
 
 @lru_cache(maxsize=4)
@@ -133,7 +123,7 @@ class AccessLog:
     def _take(self) -> bytes:
         lines, self._lines = self._lines, []
         if self._dropped:
-            lines.append(_encode({"time": _iso(time.time()), "outcome": "lines-dropped", "count": self._dropped}))
+            lines.append(f'{{"time":"{_iso(time.time())}","outcome":"lines-dropped","count":{self._dropped}}}')
             self._dropped = 0
         return ("\n".join(lines) + "\n").encode()
 

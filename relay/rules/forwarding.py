@@ -22,6 +22,9 @@ _PREFIX = re.compile(rb"(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._~-]+)*/?")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:+/=-]{8,128}")
 _ENTRY = re.compile(rb"\[([0-9A-Fa-f:.]+)\](?::[0-9]{1,5})?|([0-9.]+)(?::[0-9]{1,5})?|([0-9A-Fa-f:.]+)")
 _CACHED_ADDRESSES = 4096
+_CACHED_LINES = 2048
+
+Lines = tuple[tuple[bytes, bytes], ...]
 
 
 class TrustedProxies:
@@ -69,26 +72,39 @@ def forwarded_headers(
     host: bytes,
     prefix: bytes,
     incoming: Mapping[bytes, list[bytes]],
-) -> list[tuple[bytes, bytes]]:
+) -> Lines:
     """The five lines for the upstream. No host is told when `host` is empty or not of the form host[:port].
 
     `scheme` and `host` are what the request came with, `prefix` the mount. `incoming` holds the caller's own lines of
     these five names.
     """
+    if not (peer_is_trusted and incoming):
+        return _own_lines(peer, scheme, host, prefix)
     address = _node(peer)
     sound_host = host if _HOST.fullmatch(host) else b""
     element = _element(address, scheme=scheme, host=sound_host)
-    if peer_is_trusted and incoming:
-        element = _appended(incoming, b"forwarded", element)
-        address = _appended(incoming, b"x-forwarded-for", address)
-        scheme = _single(incoming, b"x-forwarded-proto", _SCHEME) or scheme
-        sound_host = _single(incoming, b"x-forwarded-host", _HOST) or sound_host
-        prefix = _single(incoming, b"x-forwarded-prefix", _PREFIX).rstrip(b"/") + prefix
+    element = _appended(incoming, b"forwarded", element)
+    address = _appended(incoming, b"x-forwarded-for", address)
+    scheme = _single(incoming, b"x-forwarded-proto", _SCHEME) or scheme
+    sound_host = _single(incoming, b"x-forwarded-host", _HOST) or sound_host
+    prefix = _single(incoming, b"x-forwarded-prefix", _PREFIX).rstrip(b"/") + prefix
+    return _lines(element, address, scheme, sound_host, prefix)
+
+
+@lru_cache(maxsize=_CACHED_LINES)
+def _own_lines(peer: str | None, scheme: bytes, host: bytes, prefix: bytes) -> Lines:
+    """The same for every request of one caller to one upstream."""
+    address = _node(peer)
+    sound_host = host if _HOST.fullmatch(host) else b""
+    return _lines(_element(address, scheme=scheme, host=sound_host), address, scheme, sound_host, prefix)
+
+
+def _lines(element: bytes, address: bytes, scheme: bytes, host: bytes, prefix: bytes) -> Lines:
     lines = [(b"forwarded", element), (b"x-forwarded-for", address), (b"x-forwarded-proto", scheme)]
-    if sound_host:
-        lines.append((b"x-forwarded-host", sound_host))
+    if host:
+        lines.append((b"x-forwarded-host", host))
     lines.append((b"x-forwarded-prefix", prefix))
-    return lines
+    return tuple(lines)
 
 
 def request_id(incoming: bytes | None, *, trusted: bool, make: Callable[[], bytes]) -> bytes:
