@@ -9,8 +9,8 @@ wrong comes out as a `RelayError`; httpx shows no further than here.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator
-from typing import NoReturn, cast
+from collections.abc import AsyncIterator, Callable
+from typing import Any, NoReturn, cast
 
 import httpx
 
@@ -19,14 +19,10 @@ from relay.catalog import Upstream
 from relay.rules.headers import Pairs
 from relay.upstreams import client as client_room
 from relay.upstreams import faults
-from relay.upstreams.raw_headers import RawHeaders
+from relay.upstreams.messages import SeamRequest
 
 slots: Counter[str] = Counter()
 """Exchanges in flight per slug, in this process. A slug without any has no entry."""
-
-_NO_BODY = httpx.ByteStream(b"")
-_URL = httpx.URL("http://upstream.invalid/")
-"""Requests need a URL object; the transport goes by the upstream and the raw target instead."""
 
 
 class RequestBody(httpx.AsyncByteStream):
@@ -60,9 +56,17 @@ class Exchange:
         self._holds_slot = False
 
     async def open(
-        self, *, target: bytes, pairs: Pairs, body: AsyncIterator[bytes] | None
-    ) -> tuple[int, list[tuple[bytes, bytes]]]:
-        """Send the request; (status, raw header pairs) of the answer. Raises `RelayError`."""
+        self,
+        *,
+        target: bytes,
+        pairs: Pairs,
+        body: AsyncIterator[bytes] | None,
+        on_interim: Callable[[int, Pairs], None] | None = None,
+    ) -> tuple[int, Pairs]:
+        """Send the request; (status, raw header pairs) of the answer. Raises `RelayError`.
+
+        `on_interim` is told status and header pairs of each interim answer but 100.
+        """
         upstream = self.upstream
         client = client_room.client
         if client is None:
@@ -73,13 +77,10 @@ class Exchange:
         self._holds_slot = True
         if body is not None:
             self.request_body = RequestBody(body, limit=upstream.max_request_bytes)
-        request = httpx.Request(
-            self.method,
-            _URL,
-            headers=RawHeaders(pairs),
-            stream=self.request_body or _NO_BODY,
-            extensions={"upstream": upstream, "target": target},
-        )
+        extensions: dict[str, Any] = {"upstream": upstream, "target": target}
+        if on_interim is not None:
+            extensions["interim"] = on_interim
+        request = SeamRequest(self.method, pairs, stream=self.request_body, extensions=extensions)
         try:
             self._response = response = await client.send(request)
         except httpx.HTTPError as problem:
@@ -112,6 +113,12 @@ class Exchange:
             if len(held) > limit:
                 raise errors.BufferExceeded(f"over {limit} bytes")
         return bytes(held)
+
+    @property
+    def trailers(self) -> Pairs:
+        """What the upstream sent behind the body, once that has been read."""
+        trailers: Pairs = cast(httpx.Response, self._response).extensions.get("trailers", [])
+        return trailers
 
     def close(self) -> None:
         """Give back slot and connection. At any moment, any number of times."""

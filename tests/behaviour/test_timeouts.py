@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from typing import Any
 
 import pytest
 
+from relay.upstreams.answers import MAX_INTERIM_ANSWERS
 from tests.behaviour.conftest import Relayed, until_still
 from tests.caller import Answer, Caller, Ended, request_bytes
 from tests.origin import Exchange, Gate, Origin, chunked_head, counted, drip, hang, head_bytes, silent_port, sse
@@ -71,9 +73,11 @@ async def test_interim_answers_do_not_put_the_head_time_out_off(
     origin: Origin, relayed: Relayed, caller: Caller
 ) -> None:
     async def script(exchange: Exchange) -> None:
-        while not exchange.closed.is_set():
+        for _ in range(MAX_INTERIM_ANSWERS):
             await exchange.send(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n")
-            await asyncio.sleep(0)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(exchange.closed.wait(), SHORT / 10)
+        await exchange.closed.wait()
 
     relayed(head_timeout_seconds=SHORT)
     origin.on(b"/x", script)

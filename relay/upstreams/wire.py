@@ -1,0 +1,329 @@
+"""One exchange on one connection: sends a request, and is the stream of its answer's body.
+
+Theory of operation. `exchange` hands the head to the connection, starts a task for the body if there is one, and waits
+for the answer's head. Reading the answer goes on beside sending: an answer may come early. When it is an error, or when
+it ends, before the request was sent, sending stops, and the connection is not used again (RFC 9112 section 9.5);
+otherwise bodies may flow both ways at once. A connection is free as soon as request and answer are whole, though the
+reader may not have taken all of it yet. Whatever fails is one exception, seen by whoever reads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from typing import cast
+
+import httpx
+
+from relay.catalog import Upstream
+from relay.rules.headers import Pairs
+from relay.upstreams import faults
+from relay.upstreams.connection import Connection
+from relay.upstreams.duplex import DuplexStream
+from relay.upstreams.messages import SeamResponse
+from relay.upstreams.silence import Silence
+from relay.upstreams.states import Event
+
+READ_BUFFER_BYTES = 256 * 1024
+"""Bound of what was received and not taken yet; above it reading pauses. One read may go over it."""
+PIECE_BYTES = 64
+"""What a piece costs beside its bytes, so that tiny ones are bounded too."""
+JOINED_BYTES = 64 * 1024
+"""Pieces that lie waiting are handed out together up to this."""
+CONTINUE_SECONDS = 1.0
+"""How long a body that was announced with `Expect` waits for 100. Servers may never send one (RFC 9110 section
+10.1.1)."""
+ERROR_STATUSES = 400
+
+Interim = Callable[[int, Pairs], None]
+
+
+class Wire(httpx.AsyncByteStream, httpx.SyncByteStream):
+    """Synchronous `close` beside httpx's `aclose`: nothing can interrupt it."""
+
+    __slots__ = (
+        "_connection",
+        "_ended",
+        "_go_ahead",
+        "_held",
+        "_interim",
+        "_loop",
+        "_may_go_on",
+        "_pairs",
+        "_problem",
+        "_queue",
+        "_status",
+        "_upload",
+        "_upload_silence",
+        "_waiter",
+        "on_closed",
+        "request_sent",
+        "response_begun",
+        "sends_body",
+        "trailers",
+        "upstream",
+    )
+
+    def __init__(self, connection: Connection, upstream: Upstream) -> None:
+        self.on_closed: Callable[[], None] | None = None
+        """Called once, when the stream of the answer is closed."""
+        self.upstream = upstream
+        self.sends_body = False
+        self.request_sent = False
+        """Bytes of the request may have reached the upstream."""
+        self.response_begun = False
+        """A byte of an answer has come."""
+        self.trailers: Pairs = []
+        """What followed a chunked body, once it has ended."""
+        self._connection: Connection | None = connection
+        self._loop = connection._loop
+        self._queue: deque[bytes] = deque()
+        self._held = 0
+        self._status = 0
+        self._pairs: Pairs = []
+        self._ended = False
+        self._problem: Exception | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._interim: Interim | None = None
+        self._may_go_on = False
+        self._go_ahead: asyncio.Future[None] | None = None
+        self._upload: asyncio.Task[None] | None = None
+        # While bodies go both ways, what moves in one direction counts for the other too.
+        self._upload_silence: Silence | None = None
+
+    async def exchange(self, request: httpx.Request, head: bytes, *, has_body: bool) -> httpx.Response:
+        """Send `request`, whose head is `head` on the wire; its answer, whose body streams from here."""
+        connection = cast(Connection, self._connection)
+        extensions = request.extensions
+        self._interim = extensions.get("interim")
+        self.sends_body = has_body
+        connection.begin(
+            self, head, has_body=has_body, to_head=request.method == "HEAD", may_switch="upgrade" in extensions
+        )
+        self.request_sent = True
+        if has_body:
+            self._upload = self._loop.create_task(self._send_body(request, connection))
+        else:
+            connection.silence.watch(self.upstream.head_timeout_seconds, faults.HeadTimeout)
+        while not self._status and self._problem is None:
+            await self._change()
+        if self._problem is not None:
+            raise self._problem
+        if self._connection is not None:
+            connection.silence.pause()
+        if self._status == 101:
+            return SeamResponse(101, self._pairs, self, {"network_stream": DuplexStream(self, connection)})
+        return SeamResponse(self._status, self._pairs, self, {"trailers": self.trailers})
+
+    # What the connection tells.
+
+    def on_interim(self, status: int, pairs: Pairs) -> None:
+        connection = self._connection
+        if connection is not None:
+            connection.standing.happened(Event.INTERIM_CAME)
+        if status == 100:
+            self._go_on()
+        elif self._interim is not None:
+            self._interim(status, pairs)
+
+    def on_head(self, status: int, pairs: Pairs, *, keeps_alive: bool) -> None:
+        connection = self._connection
+        if connection is not None:
+            connection.standing.happened(Event.SWITCHED if status == 101 else Event.HEAD_CAME)
+            connection.standing.keeps_alive = keeps_alive
+            if status >= ERROR_STATUSES and self._upload is not None and connection.standing.may_send:
+                self._cease(connection)
+        self._status = status
+        self._pairs = pairs
+        if self._upload is not None:
+            self._go_on()
+        self._wake()
+
+    def on_piece(self, piece: bytes) -> None:
+        self._queue.append(piece)
+        self._held += len(piece) + PIECE_BYTES
+        if self._held > READ_BUFFER_BYTES and self._connection is not None:
+            self._connection.pause()
+        if self._waiter is not None:
+            self._wake()
+
+    def on_end(self, trailers: Pairs) -> None:
+        if trailers:
+            self.trailers += trailers
+        self._ended = True
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.standing.happened(Event.END_CAME)
+            if connection.standing.may_send:
+                self._cease(connection)
+            connection.finish()
+        self._wake()
+
+    def on_raw_end(self) -> None:
+        """After a switch of protocols: the upstream sends no more."""
+        self._ended = True
+        self._wake()
+
+    def fail(self, problem: Exception) -> None:
+        """Make whoever reads the answer see `problem`, and give up the connection."""
+        if self._problem is None and not self._ended:
+            if isinstance(problem, httpx.TransportError):
+                is_sending = self.sends_body and not self.response_begun
+                phase: faults.Phase = "body" if self._status else "request" if is_sending else "head"
+                faults.placed(problem, faults.Progress(phase, self.request_sent, self.response_begun))
+            self._problem = problem
+        self._stop_upload()
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.abort()
+        self._wake()
+
+    def _wake(self) -> None:
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    async def _change(self) -> None:
+        """Until something came. One reader at a time."""
+        self._waiter = self._loop.create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    # The request's body.
+
+    async def _send_body(self, request: httpx.Request, connection: Connection) -> None:
+        """Runs beside the reading of the answer, which may come first. What goes wrong here fails the reader."""
+        idle = self.upstream.idle_timeout_seconds
+        timer = self._upload_silence = Silence(self._loop, self.fail)
+        remaining = _announced_bytes(request)
+        try:
+            if "expect" in request.headers:
+                await self._until_told_to_go_on()
+            timer.watch(idle, faults.CallerStalled)
+            async for chunk in cast(AsyncIterator[bytes], request.stream):
+                if not chunk:
+                    continue
+                timer.watch(idle, httpx.WriteTimeout)
+                if remaining is None:
+                    await connection.send(b"%x\r\n" % len(chunk), chunk, b"\r\n")
+                else:
+                    remaining -= len(chunk)
+                    if remaining < 0:
+                        raise httpx.LocalProtocolError("the request's body is longer than announced")
+                    await connection.send(chunk)
+                timer.watch(idle, faults.CallerStalled)
+                if self._status and self._connection is not None:
+                    connection.silence.extend(idle)
+            if remaining:
+                raise httpx.LocalProtocolError("the request's body is shorter than announced")
+            timer.watch(idle, httpx.WriteTimeout)
+            if remaining is None:
+                await connection.send(b"0\r\n\r\n")
+            if self._connection is not None:
+                connection.standing.happened(Event.END_SENT)
+                if not self._status:
+                    connection.silence.watch(self.upstream.head_timeout_seconds, faults.HeadTimeout)
+        except httpx.WriteError:
+            # Its answer, or the end of the connection, tells the reader.
+            if self._connection is not None and connection.standing.may_send:
+                connection.standing.happened(Event.CEASED)
+        except Exception as problem:
+            self._upload = None
+            self.fail(problem)
+        finally:
+            timer.stop()
+
+    async def _until_told_to_go_on(self) -> None:
+        """Until 100, the final answer, or `CONTINUE_SECONDS`."""
+        if self._may_go_on or self._status:
+            return
+        self._go_ahead = self._loop.create_future()
+        timer = self._loop.call_later(CONTINUE_SECONDS, self._go_on)
+        try:
+            await self._go_ahead
+        finally:
+            timer.cancel()
+            self._go_ahead = None
+
+    def _go_on(self) -> None:
+        self._may_go_on = True
+        if self._go_ahead is not None and not self._go_ahead.done():
+            self._go_ahead.set_result(None)
+
+    def _cease(self, connection: Connection) -> None:
+        """Stop sending: the answer says that the rest is not wanted."""
+        connection.standing.happened(Event.CEASED)
+        self._stop_upload()
+
+    def _stop_upload(self) -> None:
+        upload, self._upload = self._upload, None
+        if upload is not None:
+            upload.cancel()
+        if self._upload_silence is not None:
+            self._upload_silence.stop()
+
+    # The answer's body.
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while piece := await self.read():
+            yield piece
+        self.close()
+
+    async def read(self) -> bytes:
+        """What has come, as soon as something has; empty at the end. Raises what made it fail."""
+        idle = self.upstream.idle_timeout_seconds
+        while not self._queue:
+            if self._problem is not None:
+                raise self._problem
+            if self._ended:
+                return b""
+            if self._connection is not None:
+                self._connection.silence.watch(idle, httpx.ReadTimeout)
+            await self._change()
+            if self._connection is not None:
+                self._connection.silence.pause()
+            if self._upload_silence is not None:
+                self._upload_silence.extend(idle)
+        return self._take()
+
+    def _take(self) -> bytes:
+        """The next piece; small ones that lie waiting are joined."""
+        queue = self._queue
+        piece = queue.popleft()
+        self._held -= len(piece) + PIECE_BYTES
+        if queue and len(piece) < JOINED_BYTES:
+            pieces, size = [piece], len(piece)
+            while queue and size + len(queue[0]) <= JOINED_BYTES:
+                piece = queue.popleft()
+                pieces.append(piece)
+                size += len(piece)
+                self._held -= len(piece) + PIECE_BYTES
+            piece = b"".join(pieces)
+        if self._held <= READ_BUFFER_BYTES // 2 and self._connection is not None:
+            self._connection.resume()
+        return piece
+
+    async def aclose(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the connection back if request and answer are whole, else give it up. At any moment, repeatedly."""
+        self._stop_upload()
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.abort()
+        self._queue.clear()
+        on_closed, self.on_closed = self.on_closed, None
+        if on_closed is not None:
+            on_closed()
+
+
+def _announced_bytes(request: httpx.Request) -> int | None:
+    """Content-Length; None for a body sent in chunks."""
+    for name, value in request.headers.raw:
+        if name.lower() == b"content-length":
+            return int(value)
+    return None
