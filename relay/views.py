@@ -7,7 +7,7 @@ middleware sees responses.
 from __future__ import annotations
 
 import time
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import cast
 
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
@@ -16,7 +16,7 @@ from relay import catalog, conf, errors
 from relay.conf import MOUNT
 from relay.rules import access, forwarding, headers, paths
 from relay.serving import heads
-from relay.serving.asgi import SENT_TARGET
+from relay.serving.asgi import EARLY_HINT, SENT_TARGET, TRAILERS
 from relay.serving.hosts import check_relay_host
 from relay.serving.problems import problem_response
 from relay.serving.request import RelayRequest
@@ -73,7 +73,8 @@ async def _carry(request: RelayRequest) -> RelayResponse:
     access.check_method(method, upstream.methods)
     access.check_access(open_to_anyone=upstream.open_to_anyone)
     paths.check_path(rest)
-    sent = scope["extensions"].get(SENT_TARGET) if "extensions" in scope else None
+    extensions = scope.get("extensions") or {}
+    sent = extensions.get(SENT_TARGET)
     query = paths.query_of(scope["query_string"], sent_target=sent and sent["target"])
     if upstream.max_request_bytes is not None and (fields.content_length or 0) > upstream.max_request_bytes:
         raise errors.RequestTooLarge(f"{fields.content_length} bytes announced")
@@ -81,8 +82,10 @@ async def _carry(request: RelayRequest) -> RelayResponse:
     exchange = request.exchange = Exchange(upstream, method=method)
     if upstream.total_timeout_seconds is not None:
         request.limit_seconds(upstream.total_timeout_seconds, errors.TotalTimedOut())
-    request.inbound.open()
+    if not fields.expects_continue:
+        request.inbound.open()
     mount = root + upstream.mount if root else upstream.mount
+    offers_trailers = TRAILERS in extensions
     status, raw = await exchange.open(
         target=heads.request_target(upstream, rest, query),
         pairs=heads.request_pairs(
@@ -94,8 +97,10 @@ async def _carry(request: RelayRequest) -> RelayResponse:
             scheme=scope["scheme"],
             request_id=entry.request_id,
             own_hop=f"{scope['http_version']} {settings.via}".encode(),
+            passes_trailers=offers_trailers,
         ),
         body=aiter(request.inbound) if fields.has_body else None,
+        on_interim=partial(_pass_hints, request, mount) if EARLY_HINT in extensions else None,
     )
     entry.head_at = time.perf_counter()
     pairs = heads.response_pairs(
@@ -106,21 +111,45 @@ async def _carry(request: RelayRequest) -> RelayResponse:
         request_id=entry.request_id,
         own_name=own_name,
     )
-    return await _deliver(request, exchange, status, pairs)
+    trailer = None
+    if offers_trailers and fields.accepts_trailers:
+        trailer = next((value for name, value in raw if name.lower() == b"trailer"), b"")
+    return await _deliver(request, exchange, status, pairs, trailer=trailer)
 
 
-async def _deliver(request: RelayRequest, exchange: Exchange, status: int, pairs: headers.Pairs) -> RelayResponse:
-    """Streamed, or read whole where the upstream or the caller's HTTP/1.0 asks for it."""
+def _pass_hints(request: RelayRequest, mount: bytes, status: int, pairs: headers.Pairs) -> None:
+    """Of interim answers, early hints are the kind that a caller can do something with."""
+    if status == 103 and request.exchange is not None:
+        links = heads.hinted_links(request.exchange.upstream, pairs, mount=mount)
+        if links:
+            request.hint(links)
+
+
+async def _deliver(
+    request: RelayRequest, exchange: Exchange, status: int, pairs: headers.Pairs, *, trailer: bytes | None
+) -> RelayResponse:
+    """Streamed, or read whole where the upstream or the caller's HTTP/1.0 asks for it.
+
+    `trailer`: trailers may follow the body, and these names were announced. None: there are none to pass on.
+    """
     buffer_bytes = exchange.upstream.max_buffered_bytes
     bodiless = request.method == "HEAD" or status in (204, 304)
     if buffer_bytes is None and request.scope["http_version"] == "1.0" and b"content-length" not in dict(pairs):
         buffer_bytes = HTTP10_BUFFER_BYTES
     if buffer_bytes is None or bodiless:
-        return RelayResponse(status, pairs, exchange.body())
+        if trailer is None or bodiless or any(name == b"content-length" for name, _ in pairs):
+            return RelayResponse(status, pairs, exchange.body())
+        if trailer:
+            pairs.append((b"trailer", trailer))
+        return RelayResponse(status, pairs, exchange.body(), trailers=partial(_trailers, exchange))
     whole = await exchange.whole_body(buffer_bytes)
     pairs = [pair for pair in pairs if pair[0] != b"content-length"]
     pairs.append((b"content-length", b"%d" % len(whole)))
     return RelayResponse(status, pairs, whole=whole)
+
+
+def _trailers(exchange: Exchange) -> headers.Pairs:
+    return headers.read_trailers(exchange.trailers)
 
 
 def accept_of(request: RelayRequest) -> bytes:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Concatenate, ParamSpec, Self, TypeVar
 
-from tests.origin import RESET_ON_CLOSE, HeaderPairs, header_bytes, values_of
+from tests.origin import RESET_ON_CLOSE, HeaderPairs, header_bytes, header_pairs, values_of
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -62,6 +62,7 @@ class Body:
     length: int
     sha256: str
     ended: Ended
+    trailers: list[tuple[bytes, bytes]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +175,7 @@ class Caller:
             if keep:
                 pieces.append(piece)
         assert self.ended is not None
-        return Body(b"".join(pieces), length, digest.hexdigest(), self.ended)
+        return Body(b"".join(pieces), length, digest.hexdigest(), self.ended, self._trailers)
 
     @within_deadline
     async def read_bytes(self, count: int) -> bytes:
@@ -253,6 +254,7 @@ class Caller:
         """RFC 9112 section 6.3, from the reader's side."""
         self.ended = None
         self._left = 0
+        self._trailers: list[tuple[bytes, bytes]] = []
         lengths, codings = head.values(b"content-length"), head.values(b"transfer-encoding")
         if to == b"HEAD" or head.status < 200 or head.status in (204, 304):
             self._framing = self.ended = Ended.BODILESS
@@ -281,8 +283,10 @@ class Caller:
         try:
             size = int((await self._reader.readuntil(b"\r\n")).partition(b";")[0], 16)
             if size == 0:
-                while await self._reader.readuntil(b"\r\n") != b"\r\n":
-                    pass
+                lines = []
+                while (line := await self._reader.readuntil(b"\r\n")) != b"\r\n":
+                    lines.append(line[:-2])
+                self._trailers = header_pairs(lines)
                 self.ended = Ended.CHUNKED
                 return b""
             return (await self._reader.readexactly(size + 2))[:-2]

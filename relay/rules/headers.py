@@ -76,6 +76,10 @@ class RequestFields:
     content_length: int | None = None
     chunked: bool = False
     request_id: bytes | None = None
+    expects_continue: bool = False
+    """The caller sends its body only when told to go on (RFC 9110 section 10.1.1)."""
+    accepts_trailers: bool = False
+    """The caller said `TE: trailers`."""
     via: list[bytes] = field(default_factory=list)
     cookies: list[bytes] = field(default_factory=list)
     forwarding: dict[bytes, list[bytes]] = field(default_factory=dict)
@@ -113,7 +117,7 @@ def read_request(pairs: Iterable[tuple[bytes, bytes]], *, max_bytes: int) -> Req
         elif name == b"content-length":
             fields.content_length = _content_length(value, fields.content_length)
         elif name == b"connection":
-            tokens = {token.strip().lower() for token in value.split(b",")}
+            tokens = _tokens(value)
             nominated = tokens if nominated is None else nominated | tokens
         elif name == b"transfer-encoding":
             if fields.chunked or value.strip().lower() != b"chunked":
@@ -123,6 +127,10 @@ def read_request(pairs: Iterable[tuple[bytes, bytes]], *, max_bytes: int) -> Req
             fields.via.append(value)
         elif name == b"x-request-id":
             fields.request_id = value if fields.request_id is None else b""
+        elif name == b"expect":
+            fields.expects_continue = value.strip().lower() == b"100-continue"
+        elif name == b"te":
+            fields.accepts_trailers = b"trailers" in _tokens(value)
         elif name in FORWARDING:
             fields.forwarding.setdefault(name, []).append(value)
     if size > max_bytes:
@@ -140,6 +148,10 @@ def read_request(pairs: Iterable[tuple[bytes, bytes]], *, max_bytes: int) -> Req
             if b"cookie" in nominated:
                 fields.cookies.clear()
     return fields
+
+
+def _tokens(value: bytes) -> set[bytes]:
+    return {token.strip().lower() for token in value.split(b",")}
 
 
 def _content_length(value: bytes, before: int | None) -> int:
@@ -162,7 +174,7 @@ def read_response(pairs: Iterable[tuple[bytes, bytes]], *, status: int) -> Pairs
         if name not in _DROPPED_FROM_ANSWERS:
             kept.append((name, value))
         elif name == b"connection" and value.lower() not in (b"close", b"keep-alive"):
-            nominated.update(token.strip().lower() for token in value.split(b","))
+            nominated |= _tokens(value)
     if _UNSENDABLE_VALUE.search(b"".join([value for _, value in kept])):
         raise UpstreamProtocolFailed("control byte in a header value")
     for name, _ in kept:
@@ -173,6 +185,24 @@ def read_response(pairs: Iterable[tuple[bytes, bytes]], *, status: int) -> Pairs
         nominated.add(b"content-length")
     return [pair for pair in kept if pair[0] not in nominated] if nominated else kept
 
+
+def read_trailers(pairs: Pairs) -> Pairs:
+    """An upstream's trailer fields without those that only mean something in a head (RFC 9110 section 6.5.1), and what
+    it may not send on anyway; names in lower case."""
+    kept = [(name.lower(), value) for name, value in pairs]
+    return [pair for pair in kept if pair[0] not in _NOT_IN_TRAILERS]
+
+
+_NOT_IN_TRAILERS = (
+    _DROPPED_FROM_ANSWERS
+    | FORWARDING
+    | frozenset(
+        b"age authorization cache-control content-encoding content-length content-location content-range content-type "
+        b"cookie date expect expires host link location max-forwards pragma range refresh retry-after set-cookie vary "
+        b"via www-authenticate".split()
+    )
+)
+"""Framing, routing, authentication, caching, cookies and places: decided when the head was sent."""
 
 _KNOWN_NAMES = frozenset(
     b"accept-ranges age cache-control content-disposition content-encoding content-language content-length "

@@ -17,6 +17,14 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 SENT_TARGET = "relay.target"
 """In `scope["extensions"]`, where the server tells: `{"target": bytes}`, the request target as it was sent."""
 
+DISCONNECT = "relay.disconnect"
+"""In `scope["extensions"]`, where the server offers it: `{"watch": function}`. It takes a function that is called once,
+without arguments, when the caller leaves before the answer is whole; None takes it back."""
+
+EARLY_HINT = "http.response.early_hint"
+TRAILERS = "http.response.trailers"
+"""ASGI extensions, and the messages that go with them."""
+
 _aborted: ContextVar[bool] = ContextVar("relay_aborted", default=False)
 
 

@@ -16,6 +16,8 @@ from collections.abc import AsyncIterator, Callable
 from relay.serving import hangup
 from relay.serving.asgi import Receive
 
+WatchDisconnect = Callable[[Callable[[], None] | None], None]
+
 READ_AHEAD_BYTES = 128 * 1024
 """Bound of the queue, beyond which no further message is asked for; uvicorn's hold 64 KiB and what one read added."""
 PIECE_BYTES = 64
@@ -43,15 +45,20 @@ class Inbound:
         "_start",
         "_waiting",
         "_wakeup",
+        "_watch_disconnect",
         "complete",
     )
 
-    def __init__(self, receive: Receive, *, on_gone: Callable[[], None]) -> None:
-        """`on_gone` is called once, when the caller disconnects while `open`."""
+    def __init__(
+        self, receive: Receive, *, on_gone: Callable[[], None], watch_disconnect: WatchDisconnect | None = None
+    ) -> None:
+        """`on_gone` is called once, when the caller disconnects while `open`. `watch_disconnect`: the server's way to
+        tell of that, if it has one."""
         self.complete = True
         """Everything of the body has been received. True, too, while there is none to receive."""
         self._receive = receive
         self._on_gone = on_gone
+        self._watch_disconnect = watch_disconnect
         self._queue: deque[bytes] = deque()
         self._waiting = 0
         self._reader: asyncio.Task[None] | None = None
@@ -67,15 +74,20 @@ class Inbound:
     def open(self) -> None:
         """Begin to read: the body if there is one, and the watch for the caller's leaving.
 
-        Without a body the watch may begin later: most answers are there and gone sooner, and need none.
+        Without a body nothing has to be read to watch, where the server tells. Elsewhere the watch may begin later:
+        most answers are there and gone sooner, and need none.
         """
-        if self.complete:
+        if self.complete and self._watch_disconnect is not None:
+            self._watch_disconnect(self._left)
+        elif self.complete:
             self._start = asyncio.get_running_loop().call_later(WATCH_AFTER_SECONDS, self.watch)
         else:
             self.watch()
 
     def watch(self) -> None:
         """Begin at once what `open` put off."""
+        if self.complete and self._watch_disconnect is not None:
+            return
         if self._start is not None:
             self._start.cancel()
         if self._reader is None:
@@ -116,6 +128,8 @@ class Inbound:
             asyncio.get_running_loop().call_later(hangup.LOOK_SECONDS, self._look, room)
 
     def _left(self) -> None:
+        if self._gone:
+            return
         self._gone = True
         self._wake()
         self._on_gone()
@@ -125,7 +139,12 @@ class Inbound:
             self._wakeup.set_result(None)
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        """The body's pieces. Raises `CallerLeft` when they end before the body does."""
+        """The body's pieces. Raises `CallerLeft` when they end before the body does.
+
+        Asking for them opens: a caller that waits to be told to go on is told so now.
+        """
+        if self._reader is None and not self.complete:
+            self.open()
         queue = self._queue
         while True:
             if queue:
@@ -158,6 +177,9 @@ class Inbound:
     def close(self) -> None:
         """Stop reading and watching. Lets go of the request: a cycle would keep both until a garbage collection."""
         self._on_gone = _nobody
+        if self._watch_disconnect is not None:
+            self._watch_disconnect(None)
+            self._watch_disconnect = None
         if self._start is not None:
             self._start.cancel()
         if self._reader is not None:

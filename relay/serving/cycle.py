@@ -14,12 +14,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HEADER_RE, STATUS_LINE
 from uvicorn.protocols.utils import get_client_addr, get_path_with_query_string
 
-from relay.serving.asgi import Application, Message, Scope
+from relay.serving.asgi import EARLY_HINT, TRAILERS, Application, Message, Scope
 
 if TYPE_CHECKING:
     from relay.serving.protocol import RelayProtocol
@@ -30,9 +31,6 @@ HELD_BYTES = 16 * 1024
 """Up to this is held for what follows in the same turn of the event loop, and copied together with it."""
 KNOWN_NAMES = 1024
 """How many spellings of field names are remembered as valid."""
-
-EARLY_HINT = "http.response.early_hint"
-TRAILERS = "http.response.trailers"
 
 NO_TRAILERS = re.compile(
     rb"(?i)connection|content-(?:encoding|length|range|type)|host|keep-alive|proxy-connection|te|trailer"
@@ -62,6 +60,7 @@ class RelayCycle:
         "_held_bytes",
         "_left",
         "_news",
+        "_on_gone",
         "_pieces",
         "_pieces_bytes",
         "_protocol",
@@ -93,6 +92,7 @@ class RelayCycle:
         self._news = False
         """There is something that `receive` has not told."""
         self._told: asyncio.Event | None = None
+        self._on_gone: Callable[[], None] | None = None
         # The answer.
         self.response_started = False
         self.response_complete = False
@@ -124,6 +124,9 @@ class RelayCycle:
         if not self.response_complete:
             self.disconnected = True
             self._held.clear()
+            on_gone, self._on_gone = self._on_gone, None
+            if on_gone is not None:
+                on_gone()
         self.tell()
 
     def tell(self) -> None:
@@ -168,6 +171,10 @@ class RelayCycle:
         await self.send({"type": "http.response.body", "body": b"Internal Server Error", "more_body": False})
 
     # The application's side.
+
+    def watch(self, on_gone: Callable[[], None] | None) -> None:
+        """The extension `relay.disconnect`: to know of the caller's leaving costs no task that waits in `receive`."""
+        self._on_gone = on_gone
 
     async def receive(self) -> Message:
         if self.waiting_for_100_continue and not self.transport.is_closing():

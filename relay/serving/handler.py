@@ -15,7 +15,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import cast
 
 from django.core.handlers.asgi import ASGIHandler
@@ -25,12 +25,23 @@ from django.utils.module_loading import import_string
 
 from relay import conf, errors, views
 from relay.observing import access_log
-from relay.serving.asgi import Receive, Scope, Send, mark_aborted
+from relay.serving.asgi import TRAILERS, Receive, Scope, Send, mark_aborted
 from relay.serving.problems import problem_response
 from relay.serving.request import RelayRequest
 from relay.serving.responses import RelayResponse
 
 logger = logging.getLogger("relay.serving")
+
+
+def _random_ids() -> Iterator[bytes]:
+    """32 hexadecimal digits each, 256 for one call of the system. Begins in the worker, with its first request."""
+    while True:
+        digits = os.urandom(4096).hex().encode()
+        for begin in range(0, len(digits), 32):
+            yield digits[begin : begin + 32]
+
+
+_request_ids = _random_ids()
 
 View = Callable[[RelayRequest], Awaitable[HttpResponseBase]]
 
@@ -45,8 +56,8 @@ class RelayHandler(ASGIHandler):
         self._view = view
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        entry = access_log.Entry(scope["method"], os.urandom(16).hex().encode(), time.perf_counter())
-        request = RelayRequest(scope, receive, entry)
+        entry = access_log.Entry(scope["method"], next(_request_ids), time.perf_counter())
+        request = RelayRequest(scope, receive, send, entry)
         response: RelayResponse | None = None
         try:
             response = await self._respond(request)
@@ -102,7 +113,11 @@ class RelayHandler(ASGIHandler):
         early = not inbound.complete
         if early:
             pairs = [*pairs, (b"connection", b"close")]
-        await send({"type": "http.response.start", "status": response.status_code, "headers": pairs})
+        await request.hints_sent()
+        start = {"type": "http.response.start", "status": response.status_code, "headers": pairs}
+        if response.trailers is not None:
+            start["trailers"] = True
+        await send(start)
         if response.body is not None:
             pieces = 0
             async for chunk in response.body:
@@ -119,6 +134,8 @@ class RelayHandler(ASGIHandler):
             await inbound.linger()
             last = b""
         await send({"type": "http.response.body", "body": last})
+        if response.trailers is not None:
+            await send({"type": TRAILERS, "headers": response.trailers(), "more_trailers": False})
 
     async def _fail(self, request: RelayRequest, error: errors.RelayError, send: Send) -> None:
         """A problem document if the head has not gone out, else nothing more."""

@@ -32,8 +32,12 @@ def request_pairs(
     scheme: str,
     request_id: bytes,
     own_hop: bytes,
+    passes_trailers: bool,
 ) -> Pairs:
-    """The header pairs the upstream gets: the caller's, stripped; then framing, the relay's own, and the rules'."""
+    """The header pairs the upstream gets: the caller's, stripped; then framing, the relay's own, and the rules'.
+
+    `passes_trailers`: the server can send the caller trailers.
+    """
     pairs = [(b"host", fields.host if upstream.caller_host else upstream.authority)]
     pairs += fields.pairs
     if fields.cookies:
@@ -44,6 +48,11 @@ def request_pairs(
         pairs.append((b"transfer-encoding", b"chunked"))
     elif fields.content_length is not None:
         pairs.append((b"content-length", b"%d" % fields.content_length))
+    if fields.expects_continue and fields.has_body:
+        pairs.append((b"expect", b"100-continue"))
+    if fields.accepts_trailers and passes_trailers:
+        # A field of this connection alone, so the connection has to name it (RFC 9110 section 10.1.4).
+        pairs += ((b"te", b"trailers"), (b"connection", b"te"))
     pairs.append((b"via", b", ".join([*fields.via, own_hop])))
     pairs += forwarding.forwarded_headers(
         peer=peer,
@@ -83,14 +92,24 @@ def response_pairs(
     return pairs
 
 
-def _placed(upstream: Upstream, pairs: Pairs, *, mount: bytes, at_root: bool) -> Pairs:
-    place = location.UpstreamPlace(
+def hinted_links(upstream: Upstream, pairs: Pairs, *, mount: bytes) -> list[bytes]:
+    """The `Link` values of an upstream's early hints (RFC 8297), led to the relay."""
+    place = _place(upstream, mount)
+    return [location.relayed_link(value, place) for name, value in pairs if name.lower() == b"link"]
+
+
+def _place(upstream: Upstream, mount: bytes) -> location.UpstreamPlace:
+    return location.UpstreamPlace(
         scheme=upstream.scheme.encode(),
         host=upstream.host.encode(),
         port=upstream.port,
         base_path=upstream.base_prefix,
         mount=mount,
     )
+
+
+def _placed(upstream: Upstream, pairs: Pairs, *, mount: bytes, at_root: bool) -> Pairs:
+    place = _place(upstream, mount)
     placed: Pairs = []
     for name, value in pairs:
         if name == b"set-cookie":

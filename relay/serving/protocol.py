@@ -26,8 +26,8 @@ import httptools
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, service_unavailable
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from relay.serving.asgi import SENT_TARGET
-from relay.serving.cycle import EARLY_HINT, TRAILERS, RelayCycle
+from relay.serving.asgi import DISCONNECT, EARLY_HINT, SENT_TARGET, TRAILERS
+from relay.serving.cycle import RelayCycle
 
 LONGEST_METHOD = 64
 KNOWN_METHODS = frozenset(
@@ -253,6 +253,7 @@ class RelayProtocol(HttpToolsProtocol):
         self.cycle = cycle = RelayCycle(
             self, scope, keep_alive=keep_alive, expect_100_continue=self.expect_100_continue
         )
+        offered[DISCONNECT] = {"watch": cycle.watch}
         if before is None or before.response_complete:
             self._answer(cycle, app)
         else:

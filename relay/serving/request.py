@@ -11,7 +11,7 @@ from django.http.request import RawPostDataException
 
 from relay.errors import RelayError
 from relay.observing.access_log import Entry
-from relay.serving.asgi import Receive, Scope
+from relay.serving.asgi import DISCONNECT, EARLY_HINT, Receive, Scope, Send
 from relay.serving.body import Inbound
 
 if TYPE_CHECKING:
@@ -25,20 +25,27 @@ class RelayRequest(ASGIRequest):
     upstream.
     """
 
-    def __init__(self, scope: Scope, receive: Receive, entry: Entry) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, entry: Entry) -> None:
         self.scope = scope
         self.method = scope["method"]
         self.path = self.path_info = scope["path"]
         self.script_name = scope.get("root_path", "")
         self.resolver_match = None
         self.entry = entry
-        self.inbound = Inbound(receive, on_gone=self._caller_left)
+        extensions = scope.get("extensions") or {}
+        offered = extensions.get(DISCONNECT)
+        self.inbound = Inbound(
+            receive, on_gone=self._caller_left, watch_disconnect=offered["watch"] if offered else None
+        )
         if _announces_body(scope["headers"]):
             self.inbound.expect_body()
         self.exchange: Exchange | None = None
         self.caller_is_gone = False
         self.cut_by: RelayError | None = None
         """Why the exchange was cut short, when a timer did it."""
+        self._send = send
+        self._hints: list[list[bytes]] = []
+        self._hinting: asyncio.Task[None] | None = None
         self._task = asyncio.current_task()
         self._limit: asyncio.TimerHandle | None = None
         self._stream = _UNREAD
@@ -87,6 +94,22 @@ class RelayRequest(ASGIRequest):
         self._task.uncancel()
         return True
 
+    def hint(self, links: list[bytes]) -> None:
+        """Send early hints (103) as soon as the caller takes them. Only where the server offers it."""
+        self._hints.append(links)
+        if self._hinting is None:
+            self._hinting = asyncio.get_running_loop().create_task(self._send_hints())
+
+    async def _send_hints(self) -> None:
+        while self._hints:
+            await self._send({"type": EARLY_HINT, "links": self._hints.pop(0)})
+        self._hinting = None
+
+    async def hints_sent(self) -> None:
+        """Until all hints are on their way: the answer's head must not overtake them."""
+        if self._hinting is not None:
+            await self._hinting
+
     def end_exchange(self) -> None:
         """Give back what the exchange holds. Synchronous: nothing can interrupt it."""
         if self._limit is not None:
@@ -98,6 +121,8 @@ class RelayRequest(ASGIRequest):
         """End the exchange, and stop watching the caller."""
         self.end_exchange()
         self.inbound.close()
+        if self._hinting is not None:
+            self._hinting.cancel()
 
 
 class _Unread:

@@ -31,13 +31,16 @@ class RelayResponse(StreamingHttpResponse):
         body: AsyncIterator[bytes] | None = None,
         *,
         whole: bytes = b"",
+        trailers: Callable[[], Pairs] | None = None,
         on_close: Callable[[], None] | None = None,
     ) -> None:
-        """`body` streams; without it the answer is `whole`. `on_close` is called once."""
+        """`body` streams; without it the answer is `whole`. `trailers` is asked, when the body has ended, for the pairs
+        to send behind it. `on_close` is called once."""
         self.status_code = status
         self.pairs = pairs
         self.body = body
         self.whole = whole
+        self.trailers = trailers
         self.closed = False
         self._on_close = on_close
         self._resource_closers: list[Callable[[], object]] = []
