@@ -92,8 +92,10 @@ class Connection(asyncio.Protocol):
     def begin(self, wire: Wire, head: bytes, *, has_body: bool, to_head: bool, may_switch: bool) -> None:
         """Send a request's head; the answer is told to `wire`. Raises `httpx.LocalProtocolError` out of turn."""
         transport = self.transport
-        if transport is None or self.is_lost:
-            raise faults.HungUp("closed while idle")
+        if transport is None or not self.is_usable:
+            raise faults.placed(
+                faults.HungUp("closed while idle"), phase="request", request_sent=False, response_begun=False
+            )
         self.standing.happened(Event.HEAD_SENT if has_body else Event.WHOLE_SENT)
         self.wire = wire
         self._reader.expect(wire, to_head=to_head, may_switch=may_switch)
