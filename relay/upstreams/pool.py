@@ -54,6 +54,7 @@ class Pool:
         self._expiry: asyncio.TimerHandle | None = None
         self._on_closed: Callable[[Pool], None] | None = None
         self._is_closed = False
+        self._is_aborted = False
         self._idle_since = self._loop.time()
 
     # As long as it lives.
@@ -92,11 +93,14 @@ class Pool:
             on_closed(self)
 
     def abort(self) -> None:
-        """Close everything now; exchanges under way fail."""
+        """Close everything now; exchanges under way fail, those that wait for a connection too."""
+        self._is_aborted = True
         self.close()
+        while (waiter := self._next_waiter()) is not None:
+            waiter.set_exception(_aborted())
         for connection in list(self._connections):
             if connection.wire is not None:
-                connection.wire.fail(faults.HungUp("the relay closed its connections"))
+                connection.wire.fail(_aborted())
             connection.abort()
 
     @property
@@ -179,6 +183,8 @@ class Pool:
 
     async def _obtain(self) -> Connection:
         """A new connection, or the first that comes free. The connect time-out is for waiting and making it alike."""
+        if self._is_aborted:
+            raise _aborted()
         deadline = self._loop.time() + self.upstream.connect_timeout_seconds
         if self._open >= self.upstream.max_connections or self._waiters:
             connection = await self._wait(deadline)
@@ -198,7 +204,7 @@ class Pool:
                 return await waiter
         except BaseException as problem:
             self._waiters.pop(waiter, None)
-            if waiter.done() and not waiter.cancelled():
+            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
                 # It was handed something in the very moment that it gave up.
                 connection = waiter.result()
                 if connection is None:
@@ -226,13 +232,16 @@ class Pool:
         self._connections.add(connection)
         if connection.is_lost:
             self._lost(connection)
+        if self._is_aborted:
+            connection.abort()
+            raise _aborted()
         return connection
 
     def _free(self, connection: Connection) -> None:
         """An exchange ended well, or a waiter did not want it after all."""
         if self._is_secure and connection.transport is not None:
             self._dialer.remember_session(connection.transport)
-        if self._is_closed or not self.upstream.keepalive_seconds:
+        if self._is_closed or not self.upstream.keepalive_seconds or not connection.is_usable:
             connection.close()
             return
         waiter = self._next_waiter()
@@ -276,3 +285,9 @@ class Pool:
                 return
             del self._idle[connection]
             connection.close()
+
+
+def _aborted() -> httpx.TransportError:
+    return faults.placed(
+        faults.HungUp("the relay closed its connections"), phase="pool", request_sent=False, response_begun=False
+    )
