@@ -43,13 +43,13 @@ class Wire(httpx.AsyncByteStream, httpx.SyncByteStream):
     """Synchronous `close` beside httpx's `aclose`: nothing can interrupt it."""
 
     __slots__ = (
+        "_awaits_go_ahead",
         "_connection",
         "_ended",
         "_go_ahead",
         "_held",
         "_interim",
         "_loop",
-        "_may_go_on",
         "_pairs",
         "_problem",
         "_queue",
@@ -86,7 +86,7 @@ class Wire(httpx.AsyncByteStream, httpx.SyncByteStream):
         self._problem: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._interim: Interim | None = None
-        self._may_go_on = False
+        self._awaits_go_ahead = False
         self._go_ahead: asyncio.Future[None] | None = None
         self._upload: asyncio.Task[None] | None = None
         # While bodies go both ways, what moves in one direction counts for the other too.
@@ -98,6 +98,7 @@ class Wire(httpx.AsyncByteStream, httpx.SyncByteStream):
         extensions = request.extensions
         self._interim = extensions.get("interim")
         self.sends_body = has_body
+        self._awaits_go_ahead = has_body and "expect" in request.headers
         connection.begin(
             self, head, has_body=has_body, to_head=request.method == "HEAD", may_switch="upgrade" in extensions
         )
@@ -132,12 +133,11 @@ class Wire(httpx.AsyncByteStream, httpx.SyncByteStream):
         if connection is not None:
             connection.standing.happened(Event.SWITCHED if status == 101 else Event.HEAD_CAME)
             connection.standing.keeps_alive = keeps_alive
-            if status >= ERROR_STATUSES and self._upload is not None and connection.standing.may_send:
+            is_unwanted = status >= ERROR_STATUSES or self._awaits_go_ahead
+            if is_unwanted and self._upload is not None and connection.standing.may_send:
                 self._cease(connection)
         self._status = status
         self._pairs = pairs
-        if self._upload is not None:
-            self._go_on()
         self._wake()
 
     def on_piece(self, piece: bytes) -> None:
@@ -200,7 +200,7 @@ class Wire(httpx.AsyncByteStream, httpx.SyncByteStream):
         timer = self._upload_silence = Silence(self._loop, self.fail)
         remaining = _announced_bytes(request)
         try:
-            if "expect" in request.headers:
+            if self._awaits_go_ahead:
                 await self._until_told_to_go_on()
             timer.watch(idle, faults.CallerStalled)
             async for chunk in cast(AsyncIterator[bytes], request.stream):
@@ -237,9 +237,7 @@ class Wire(httpx.AsyncByteStream, httpx.SyncByteStream):
             timer.stop()
 
     async def _until_told_to_go_on(self) -> None:
-        """Until 100, the final answer, or `CONTINUE_SECONDS`."""
-        if self._may_go_on or self._status:
-            return
+        """Until 100 or `CONTINUE_SECONDS`. A final answer instead says that the body is not wanted."""
         self._go_ahead = self._loop.create_future()
         timer = self._loop.call_later(CONTINUE_SECONDS, self._go_on)
         try:
@@ -249,7 +247,7 @@ class Wire(httpx.AsyncByteStream, httpx.SyncByteStream):
             self._go_ahead = None
 
     def _go_on(self) -> None:
-        self._may_go_on = True
+        self._awaits_go_ahead = False
         if self._go_ahead is not None and not self._go_ahead.done():
             self._go_ahead.set_result(None)
 
