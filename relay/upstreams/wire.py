@@ -280,9 +280,11 @@ class Wire(httpx.AsyncByteStream, httpx.SyncByteStream):
                 return b""
             if self._connection is not None:
                 self._connection.silence.watch(idle, httpx.ReadTimeout)
-            await self._change()
-            if self._connection is not None:
-                self._connection.silence.pause()
+            try:
+                await self._change()
+            finally:
+                if self._connection is not None:
+                    self._connection.silence.pause()
             if self._upload_silence is not None:
                 self._upload_silence.extend(idle)
         return self._take()
