@@ -315,7 +315,10 @@ class Wire(httpx.AsyncByteStream, httpx.SyncByteStream):
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.abort()
+        if self._problem is None and (self._queue or not self._ended):
+            self._problem = httpx.ReadError("the stream was closed")
         self._queue.clear()
+        self._wake()
         on_closed, self.on_closed = self.on_closed, None
         if on_closed is not None:
             on_closed()
