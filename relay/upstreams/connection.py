@@ -131,7 +131,10 @@ class Connection(asyncio.Protocol):
         """The exchange has come to its end: free the connection for another, or close it."""
         self.wire = None
         self.silence.pause()
-        if self.standing.may_be_reused and self.is_usable:
+        if self.transport is not None and self.transport.get_write_buffer_size():
+            # Answered before the upstream took the request. It may never take the rest, so nothing waits for that.
+            self.abort()
+        elif self.standing.may_be_reused and self.is_usable:
             self.resume()
             self.standing.happened(Event.REUSED)
             self.has_served = True
