@@ -18,6 +18,12 @@ _URL = httpx.URL("http://upstream.invalid/")
 NO_BODY = httpx.ByteStream(b"")
 
 
+def has_body(request: httpx.Request) -> bool:
+    """httpx gives a request without one a `ByteStream` of nothing."""
+    stream = request.stream
+    return stream is not NO_BODY and not (isinstance(stream, httpx.ByteStream) and not stream._stream)
+
+
 class SeamRequest(httpx.Request):
     """A request whose method and header pairs go out as they are, not even the method in upper case."""
 

@@ -20,7 +20,7 @@ from collections.abc import Callable
 import httpx
 
 from relay.catalog import Upstream
-from relay.upstreams import faults
+from relay.upstreams import faults, messages
 from relay.upstreams.connection import Connection
 from relay.upstreams.dialing import Dialer
 from relay.upstreams.names import Names
@@ -120,7 +120,7 @@ class Pool:
 
     async def send(self, request: httpx.Request) -> httpx.Response:
         """The pool must have been entered; it is left when the response is closed, or here when there is none."""
-        has_body = not isinstance(request.stream, httpx.ByteStream)
+        has_body = messages.has_body(request)
         attempts = 0
         wire: Wire | None = None
         try:
