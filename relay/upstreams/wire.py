@@ -98,13 +98,14 @@ class Wire(httpx.AsyncByteStream, httpx.SyncByteStream):
         extensions = request.extensions
         self._interim = extensions.get("interim")
         self.sends_body = has_body
+        remaining = _announced_bytes(request) if has_body else 0
         self._awaits_go_ahead = has_body and "expect" in request.headers
         connection.begin(
             self, head, has_body=has_body, to_head=request.method == "HEAD", may_switch="upgrade" in extensions
         )
         self.request_sent = True
         if has_body:
-            self._upload = self._loop.create_task(self._send_body(request, connection))
+            self._upload = self._loop.create_task(self._send_body(request, connection, remaining))
         else:
             connection.silence.watch(self.upstream.head_timeout_seconds, faults.HeadTimeout)
         while not self._status and self._problem is None:
@@ -194,11 +195,10 @@ class Wire(httpx.AsyncByteStream, httpx.SyncByteStream):
 
     # The request's body.
 
-    async def _send_body(self, request: httpx.Request, connection: Connection) -> None:
-        """Runs beside the reading of the answer, which may come first. What goes wrong here fails the reader."""
+    async def _send_body(self, request: httpx.Request, connection: Connection, remaining: int | None) -> None:
+        """`remaining` bytes, or in chunks. Runs beside the reading of the answer, which may come first. What goes wrong here fails the reader."""
         idle = self.upstream.idle_timeout_seconds
         timer = self._upload_silence = Silence(self._loop, self.fail)
-        remaining = _announced_bytes(request)
         try:
             if self._awaits_go_ahead:
                 await self._until_told_to_go_on()
@@ -325,8 +325,19 @@ class Wire(httpx.AsyncByteStream, httpx.SyncByteStream):
 
 
 def _announced_bytes(request: httpx.Request) -> int | None:
-    """Content-Length; None for a body sent in chunks."""
+    """Content-Length; None for a body sent in chunks. A body that nothing frames would be read as the next request:
+    `httpx.LocalProtocolError`."""
+    is_chunked = False
     for name, value in request.headers.raw:
-        if name.lower() == b"content-length":
+        lower = name.lower()
+        if lower == b"content-length":
             return int(value)
+        is_chunked = is_chunked or lower == b"transfer-encoding"
+    if not is_chunked:
+        raise faults.placed(
+            httpx.LocalProtocolError("a body without Content-Length or Transfer-Encoding"),
+            phase="request",
+            request_sent=False,
+            response_begun=False,
+        )
     return None
