@@ -1,7 +1,7 @@
 """The connections of one upstream at one revision: taken, given back, expired, waited for.
 
-Theory of operation. Idle connections stand in the order they were given back; the most recently used is taken first,
-so those not needed grow old and expire, all by one timer that looks at the oldest only. A connection that the upstream
+Theory of operation. Idle connections stand in the order they were given back; the most recently used is taken first, so
+those not needed grow old and expire, all by one timer that looks at the oldest only. A connection that the upstream
 closes leaves at once, for it tells so itself, and is never handed out. Where `max_connections` are open, callers wait
 in a queue of `MAX_WAITERS`, first come first served: a connection that comes free goes to the first of them, and a
 place that comes free lets the first one make a connection. Taking and giving back cost the same however many there are.

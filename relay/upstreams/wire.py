@@ -196,7 +196,8 @@ class Wire(httpx.AsyncByteStream, httpx.SyncByteStream):
     # The request's body.
 
     async def _send_body(self, request: httpx.Request, connection: Connection, remaining: int | None) -> None:
-        """`remaining` bytes, or in chunks. Runs beside the reading of the answer, which may come first. What goes wrong here fails the reader."""
+        """`remaining` bytes, or chunks. Runs beside the reading of the answer, which may come first. What goes wrong
+        fails the reader."""
         idle = self.upstream.idle_timeout_seconds
         timer = self._upload_silence = Silence(self._loop, self.fail)
         try:
