@@ -93,9 +93,7 @@ class Connection(asyncio.Protocol):
         """Send a request's head; the answer is told to `wire`. Raises `httpx.LocalProtocolError` out of turn."""
         transport = self.transport
         if transport is None or not self.is_usable:
-            raise faults.placed(
-                faults.HungUp("closed while idle"), phase="request", request_sent=False, response_begun=False
-            )
+            raise faults.placed(faults.HungUp("closed while idle"), faults.Progress("request"))
         self.standing.happened(Event.HEAD_SENT if has_body else Event.WHOLE_SENT)
         self.wire = wire
         self._reader.expect(wire, to_head=to_head, may_switch=may_switch)

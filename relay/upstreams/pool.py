@@ -288,6 +288,4 @@ class Pool:
 
 
 def _aborted() -> httpx.TransportError:
-    return faults.placed(
-        faults.HungUp("the relay closed its connections"), phase="pool", request_sent=False, response_begun=False
-    )
+    return faults.placed(faults.HungUp("the relay closed its connections"), faults.Progress("pool"))

@@ -335,10 +335,6 @@ def _announced_bytes(request: httpx.Request) -> int | None:
             return int(value)
         is_chunked = is_chunked or lower == b"transfer-encoding"
     if not is_chunked:
-        raise faults.placed(
-            httpx.LocalProtocolError("a body without Content-Length or Transfer-Encoding"),
-            phase="request",
-            request_sent=False,
-            response_begun=False,
-        )
+        unframed = httpx.LocalProtocolError("a body without Content-Length or Transfer-Encoding")
+        raise faults.placed(unframed, faults.Progress("request"))
     return None
