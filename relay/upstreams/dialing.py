@@ -23,6 +23,7 @@ import errno
 import re
 import socket
 import ssl
+import time
 import weakref
 from base64 import b64encode
 from collections.abc import Callable
@@ -45,6 +46,8 @@ KEEPALIVE_INTERVAL_SECONDS = 15
 KEEPALIVE_PROBES = 4
 TLS_GOODBYE_SECONDS = 2
 """How long a TLS connection that is closed waits for the other side's farewell."""
+SESSION_SECONDS = 60
+"""How long a session that could be resumed is not asked to be renewed."""
 _UNBOUNDED_SECONDS = 30 * 24 * 3600
 """Loops insist on a time-out of their own for handshakes: longer than any that an admin can set."""
 
@@ -97,7 +100,9 @@ class Dialer:
             attempt.give_up()
             if attempt.phase == "connect":
                 self._names.doubt(self._host, self._port)
-            if not isinstance(problem, OSError | ValueError | httpx.TransportError):
+            if isinstance(problem, httpx.TransportError):
+                raise faults.placed(problem, faults.Progress(attempt.phase))
+            if not isinstance(problem, OSError | ValueError):
                 raise
             raise self._fault(problem, attempt.phase) from problem
         return protocol
@@ -105,11 +110,11 @@ class Dialer:
     def remember_session(self, transport: asyncio.BaseTransport) -> None:
         """Resume this connection's TLS session in the next ones. For a connection that an exchange ended well on.
 
-        Not before: tickets of TLS 1.3 come after the handshake.
+        Not before: tickets of TLS 1.3 come after the handshake. At any further exchange it costs next to nothing.
         """
         tls = transport.get_extra_info("ssl_object")
         if tls is not None:
-            tls.context.remember(tls.session)
+            tls.context.remember(tls)
 
     async def _make(self, attempt: _Attempt) -> _Landing:
         attempt.phase = "egress"
@@ -156,7 +161,9 @@ class Dialer:
                 raise asyncio.CancelledError from problem
             if denied:
                 raise denied[0] from problem
-            raise problem if isinstance(problem, OSError) else OSError(type(problem).__name__) from problem
+            if isinstance(problem, OSError):
+                raise
+            raise OSError(type(problem).__name__) from problem
         try:
             # While it ends the attempts that lost, the race takes a cancellation for theirs.
             if task.cancelling() > cancellations:
@@ -174,8 +181,6 @@ class Dialer:
 
     def _named(self, problem: Exception, phase: faults.Phase) -> httpx.TransportError:
         """The system's and the TLS library's errors in httpx's words."""
-        if isinstance(problem, httpx.TransportError):
-            return problem
         if isinstance(problem, ssl.SSLCertVerificationError):
             return faults.CertificateUntrusted(problem.verify_message)
         reason = _reason(problem)
@@ -303,9 +308,22 @@ class _Tls:
 
     def __init__(self, upstream: Upstream, host: str) -> None:
         self.session: ssl.SSLSession | None = None
+        self._session_taken_at = 0.0
+        self._asked: weakref.WeakSet[ssl.SSLObject] = weakref.WeakSet()
         self._host = host
         self._context = tls_context(upstream, _ResumingContext)
         self._context.keep_session_in(self)
+
+    def remember(self, connection: ssl.SSLObject) -> None:
+        """Take the connection's session, once: the TLS library copies it, for half a millisecond."""
+        if connection in self._asked:
+            return
+        self._asked.add(connection)
+        now = time.monotonic()
+        if connection.session_reused and self.session and now < self._session_taken_at + SESSION_SECONDS:
+            return
+        self.session = connection.session
+        self._session_taken_at = now
 
     async def secure(self, landing: _Landing) -> _Landing:
         landing.require_silence()
@@ -342,10 +360,10 @@ class _ResumingContext(ssl.SSLContext):
     def keep_session_in(self, keeper: _Tls) -> None:
         self._keeper = weakref.ref(keeper)
 
-    def remember(self, session: ssl.SSLSession | None) -> None:
+    def remember(self, connection: ssl.SSLObject) -> None:
         keeper = self._find_keeper()
-        if keeper is not None and session is not None:
-            keeper.session = session
+        if keeper is not None:
+            keeper.remember(connection)
 
     def wrap_bio(
         self,
