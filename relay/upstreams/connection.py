@@ -110,7 +110,8 @@ class Connection(asyncio.Protocol):
         else:
             transport.writelines(parts)
         if self._room is not None:
-            await self._room
+            # Others wait for the same: who is cancelled here gives up his own waiting only.
+            await asyncio.shield(self._room)
             if self.is_lost:
                 raise httpx.WriteError("the upstream takes no more")
 
