@@ -38,7 +38,10 @@ class DuplexStream:
         return taken
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        """Raises `httpx.WriteTimeout`, or `httpx.WriteError` when the upstream takes no more."""
+        """Raises `httpx.WriteTimeout`, or `httpx.WriteError` when the upstream takes no more.
+
+        Whoever reads meanwhile is given the idle time-out anew.
+        """
         if not buffer:
             return
         try:
@@ -46,6 +49,7 @@ class DuplexStream:
                 await self._connection.send(buffer)
         except TimeoutError:
             raise httpx.WriteTimeout("silence") from None
+        self._connection.silence.extend(self._wire.upstream.idle_timeout_seconds)
 
     def write_eof(self) -> None:
         """No more will be sent; what the upstream still sends can be read. Without effect over TLS."""
