@@ -38,6 +38,8 @@ WRITE_BUFFER_BYTES = 64 * 1024
 LAST_WORDS_BYTES = 1024 * 1024
 """Bound of what is still read of an answer from a connection that broke under the request's body."""
 LAST_WORDS_READ_BYTES = 128 * 1024
+CLOSING_SECONDS = 10.0
+"""How long a connection that is closed in good order may take to send what waits."""
 _RESET = struct.pack("ii", 1, 0)
 
 
@@ -51,6 +53,7 @@ class Connection(asyncio.Protocol):
         "_on_lost",
         "_reader",
         "_room",
+        "has_ended",
         "has_served",
         "is_lost",
         "silence",
@@ -68,6 +71,8 @@ class Connection(asyncio.Protocol):
         self.silence = Silence(self._loop, self._silent)
         self.has_served = False
         """An exchange has been carried: the upstream may close at any moment."""
+        self.has_ended = False
+        """After a switch of protocols: we send no more."""
         self.is_lost = False
         self._reader = AnswerReader()
         self._is_reading = True
@@ -143,11 +148,21 @@ class Connection(asyncio.Protocol):
         else:
             self.abort()
 
+    def end(self) -> None:
+        """Close our side alone. Without effect over TLS."""
+        transport = self.transport
+        if transport is not None and not transport.is_closing() and transport.can_write_eof():
+            transport.write_eof()
+            self.has_ended = True
+
     def close(self) -> None:
-        """Close in good order: nothing was broken off."""
+        """Close in good order: nothing was broken off. What waits to be sent has `CLOSING_SECONDS`."""
         self._give_up()
-        if self.transport is not None:
-            self.transport.close()
+        transport = self.transport
+        if transport is not None:
+            if transport.get_write_buffer_size():
+                self._loop.call_later(CLOSING_SECONDS, self.abort)
+            transport.close()
 
     def abort(self) -> None:
         """Close with a reset: the upstream learns at once that no more comes, and what waits to be sent is not sent."""

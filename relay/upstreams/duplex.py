@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 
 class DuplexStream:
-    """One reader and one writer at a time. Closing the response closes it."""
+    """One reader and one writer at a time. Closing the response closes it: in good order when both sides have sent all
+    they had to, else with a reset."""
 
     def __init__(self, wire: Wire, connection: Connection) -> None:
         self._wire = wire
@@ -53,9 +54,7 @@ class DuplexStream:
 
     def write_eof(self) -> None:
         """No more will be sent; what the upstream still sends can be read. Without effect over TLS."""
-        transport = self._connection.transport
-        if transport is not None and transport.can_write_eof():
-            transport.write_eof()
+        self._connection.end()
 
     async def aclose(self) -> None:
         self._wire.close()

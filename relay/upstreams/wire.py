@@ -315,7 +315,10 @@ class Wire(httpx.AsyncByteStream, httpx.SyncByteStream):
         self._stop_upload()
         connection, self._connection = self._connection, None
         if connection is not None:
-            connection.abort()
+            if self._ended and connection.has_ended:
+                connection.close()
+            else:
+                connection.abort()
         if self._problem is None and (self._queue or not self._ended):
             self._problem = httpx.ReadError("the stream was closed")
         self._queue.clear()
