@@ -39,6 +39,7 @@ _H = ord("H")
 """llhttp also takes empty lines, RTSP and ICE."""
 _FRAMING_LENGTHS = frozenset(map(len, (b"connection", b"content-length", b"transfer-encoding")))
 """Few other names are as long, so few are looked at."""
+_TOO_MUCH_OVERHEAD = "chunk extensions or trailers are too large"
 _BAD_REASON = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
 
@@ -71,10 +72,11 @@ class AnswerReader:
     """The answers of one connection, one after another."""
 
     __slots__ = (
-        "_body_bytes",
-        "_chunks",
+        "_at",
+        "_data",
         "_error",
         "_fields",
+        "_gap",
         "_head_bytes",
         "_head_read",
         "_interim_answers",
@@ -225,7 +227,9 @@ class AnswerReader:
         elif chunked:
             framing = Framing.CHUNKED
             self._fields = []
-            self._overhead = self._chunks = self._body_bytes = 0
+            # As if the line end behind a chunk had come, at no cost: a size line is next.
+            self._gap = 2
+            self._overhead = -2
             self._tail = b""
         elif length is not None:
             self._remaining = int(length)
@@ -268,13 +272,12 @@ class AnswerReader:
             self._finish([])
 
     def _feed_chunked(self, data: bytes) -> None:
-        body_before, chunks_before = self._body_bytes, self._chunks
+        self._data, self._at = data, 0
         self._parse(data)
-        body = self._body_bytes - body_before
-        credit = 2 * body + CHUNK_CREDIT_BYTES * (self._chunks - chunks_before)
-        self._overhead = max(0, self._overhead + len(data) - body - credit)
-        if self._overhead > MAX_CHUNK_OVERHEAD_BYTES:
-            self._refuse("chunk extensions or trailers are too large")
+        self._data = b""
+        self._gap += len(data) - self._at
+        if self._overhead + self._gap > MAX_CHUNK_OVERHEAD_BYTES:
+            self._refuse(_TOO_MUCH_OVERHEAD)
         tail = (self._tail + data[-5:])[-5:]
         if self._messages_begun > 1 or (self._message_read and (not tail.endswith(_HEAD_END) or tail[0] in b"\r\n")):
             # llhttp skips empty lines behind a message.
@@ -317,11 +320,25 @@ class AnswerReader:
         self._head_read = True
 
     def on_chunk_header(self) -> None:
-        self._chunks += 1
+        # Overhead is counted line by line, and credit where it is earned: it must not matter how the bytes arrived.
+        # The first LF may be that behind the data before. Strict llhttp takes no other but the line's own.
+        at = self._at
+        gap = self._gap
+        end = self._data.index(b"\n", at if gap > 1 else at + 2 - gap) + 1
+        overhead = self._overhead + gap + end - at
+        if overhead > MAX_CHUNK_OVERHEAD_BYTES:
+            self._error = _TOO_MUCH_OVERHEAD
+            raise ValueError(self._error)
+        self._at = end
+        self._gap = 0
+        self._overhead = overhead - CHUNK_CREDIT_BYTES if overhead > CHUNK_CREDIT_BYTES else 0
 
     def on_body(self, piece: bytes) -> None:
-        self._body_bytes += len(piece)
         self._pieces.append(piece)
+        size = len(piece)
+        self._at += size
+        credit = 2 * size
+        self._overhead = self._overhead - credit if self._overhead > credit else 0
 
     def on_message_complete(self) -> None:
         self._message_read = True
