@@ -553,9 +553,7 @@ async def test_tls_goes_through_a_tunnel_to_the_upstream_itself(
     async with serving(echo, tls=serving_context(authority, NAME)) as port:
         proxy = Proxy(port)
         async with serving(proxy, tls=proxy_tls) as proxy_port:
-            tunnelled = through(
-                proxy_port, port, at=f"{proxy_scheme}://user:hunter2@127.0.0.1", ca_bundle=bundle
-            )
+            tunnelled = through(proxy_port, port, at=f"{proxy_scheme}://user:hunter2@127.0.0.1", ca_bundle=bundle)
             witness = await dial(tunnelled)
             assert witness.events == ["made"]
             witness.transport.write(b"hello")
@@ -720,9 +718,7 @@ async def resumed(dialer: Dialer, *, remember: bool = True) -> bool:
 
 
 @pytest.mark.parametrize("verify_tls", [True, False])
-async def test_a_further_connection_resumes_the_session(
-    context: ssl.SSLContext, bundle: str, verify_tls: bool
-) -> None:
+async def test_a_further_connection_resumes_the_session(context: ssl.SSLContext, bundle: str, verify_tls: bool) -> None:
     async with serving(echo, tls=context) as port:
         secure = dialer(port, scheme="https", ca_bundle=bundle, verify_tls=verify_tls)
         assert [await resumed(secure) for _ in range(4)] == [False, True, True, True]
@@ -809,9 +805,7 @@ async def test_a_failed_handshake_costs_the_session(context: ssl.SSLContext, bun
         assert [await resumed(secure) for _ in range(2)] == [False, True]
 
 
-async def test_a_dialer_that_is_let_go_of_frees_its_certificates_at_once(
-    context: ssl.SSLContext, bundle: str
-) -> None:
+async def test_a_dialer_that_is_let_go_of_frees_its_certificates_at_once(context: ssl.SSLContext, bundle: str) -> None:
     async with serving(echo, tls=context) as port:
         secure = dialer(port, scheme="https", ca_bundle=bundle)
         await resumed(secure)
