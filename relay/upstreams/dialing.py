@@ -94,17 +94,21 @@ class Dialer:
         attempt = _Attempt()
         try:
             landing = await self._make(attempt)
-            protocol = make_protocol()
-            landing.hand_over(protocol)
         except BaseException as problem:
             attempt.give_up()
             if attempt.phase == "connect":
                 self._names.doubt(self._host, self._port)
             if isinstance(problem, httpx.TransportError):
-                raise faults.placed(problem, faults.Progress(attempt.phase))
-            if not isinstance(problem, OSError | ValueError):
-                raise
-            raise self._fault(problem, attempt.phase) from problem
+                faults.placed(problem, faults.Progress(attempt.phase))
+            elif isinstance(problem, OSError | ValueError):
+                raise self._fault(problem, attempt.phase) from problem
+            raise
+        try:
+            protocol = make_protocol()
+            landing.hand_over(protocol)
+        except BaseException:
+            attempt.give_up()
+            raise
         return protocol
 
     def remember_session(self, transport: asyncio.BaseTransport) -> None:
@@ -204,7 +208,7 @@ class _Attempt:
         """TCP's. All layers go with it."""
 
     async def take(self, connected: socket.socket) -> _Landing:
-        landing = _Landing()
+        landing = _Landing(in_tls=False)
         try:
             self._transport, _ = await asyncio.get_running_loop().create_connection(lambda: landing, sock=connected)
         except BaseException:
@@ -223,7 +227,8 @@ class _Landing(asyncio.Protocol):
 
     transport: asyncio.Transport
 
-    def __init__(self) -> None:
+    def __init__(self, *, in_tls: bool) -> None:
+        self._in_tls = in_tls
         self._came = bytearray()
         self._ended = False
         self._lost = False
@@ -248,8 +253,7 @@ class _Landing(asyncio.Protocol):
         """Nothing may have come before the other side was spoken to, nor may it have hung up."""
         if self._came:
             raise _Unasked
-        if self._ended or self._lost:
-            raise self._problem or ConnectionResetError
+        self._require_presence()
 
     async def read_head(self) -> bytes:
         """The head of an answer, its empty line included."""
@@ -258,13 +262,16 @@ class _Landing(asyncio.Protocol):
                 raise httpx.ProxyError("the head of its answer is too long")
             if not b"HTTP/1.".startswith(self._came[:7]):
                 raise httpx.ProxyError("its answer is not HTTP/1.1")
-            if self._ended or self._lost:
-                raise self._problem or ConnectionResetError
+            self._require_presence()
             self._waiting = asyncio.get_running_loop().create_future()
             await self._waiting
         head = bytes(self._came[: end + 4])
         del self._came[: end + 4]
         return head
+
+    def _require_presence(self) -> None:
+        if self._ended or self._lost:
+            raise self._problem if isinstance(self._problem, OSError) else ConnectionResetError()
 
     def _wake(self) -> None:
         if self._waiting is not None and not self._waiting.done():
@@ -288,7 +295,7 @@ class _Landing(asyncio.Protocol):
         self._ended = True
         self._wake()
         # Whether to close is the successor's to say; in TLS nobody is asked.
-        return self.transport.get_extra_info("sslcontext") is None
+        return not self._in_tls
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._successor is not None:
@@ -327,7 +334,7 @@ class _Tls:
 
     async def secure(self, landing: _Landing) -> _Landing:
         landing.require_silence()
-        secured = _Landing()
+        secured = _Landing(in_tls=True)
         try:
             transport = await asyncio.get_running_loop().start_tls(
                 landing.transport,

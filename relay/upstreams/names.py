@@ -15,6 +15,7 @@ to those who wait for it and to nobody else. Addresses are not judged here: `egr
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any, cast
 
+import dns.asyncbackend
 import dns.asyncresolver
 import dns.exception
 import dns.resolver
@@ -54,13 +56,34 @@ async def ask_ttl(host: str, resolver: dns.asyncresolver.Resolver | None = None)
         resolver = resolver or dns.asyncresolver.Resolver()
         for kind in ("A", "AAAA"):
             try:
-                answer = await resolver.resolve(host, kind, search=True, lifetime=TTL_QUERY_SECONDS)
+                answer = await resolver.resolve(host, kind, search=True, lifetime=TTL_QUERY_SECONDS, backend=_Sockets())
             except dns.resolver.NoAnswer:
                 continue
             seconds.append(answer.chaining_result.minimum_ttl)
     except (dns.exception.DNSException, OSError):
         return None
     return min(seconds, default=None)
+
+
+_AsyncioBackend: Any = type(dns.asyncbackend.get_backend("asyncio"))
+
+
+class _Sockets(_AsyncioBackend):  # type: ignore[misc]
+    """dnspython's, which also lets go of a socket that is being made when the question is cancelled.
+
+    uvloop does not: the datagram socket would stay, and hang the loop when that is closed.
+    """
+
+    async def make_socket(self, af: int, socktype: int, *args: Any, **kwargs: Any) -> Any:
+        making = asyncio.ensure_future(super().make_socket(af, socktype, *args, **kwargs))
+        try:
+            return await asyncio.shield(making)
+        except asyncio.CancelledError:
+            if socktype == socket.SOCK_STREAM:
+                making.cancel()  # may take long, and is left without a trace
+            with contextlib.suppress(OSError, asyncio.CancelledError, dns.exception.DNSException):
+                await (await making).close()
+            raise
 
 
 @dataclass(slots=True, eq=False)

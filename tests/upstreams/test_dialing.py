@@ -12,6 +12,7 @@ import base64
 import contextlib
 import errno
 import gc
+import logging
 import os
 import socket
 import ssl
@@ -34,11 +35,18 @@ NAME = "api.example"
 LOOPBACK = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def no_warning_is_lost() -> Iterator[None]:
-    """Transports that nobody closed say so when they are collected: here, not in somebody else's test."""
+    """Transports that nobody closed say so when they are collected: here, not in somebody else's tests."""
     yield
     gc.collect()
+
+
+@pytest.fixture(autouse=True)
+def no_loop_complains(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Loops log what callbacks and forgotten tasks raise."""
+    yield
+    assert [record for record in caplog.get_records("call") if record.levelno >= logging.ERROR] == []
 
 
 class ScriptedNames(Names):
@@ -157,7 +165,7 @@ def saying(data: bytes, *, when_asked: bool = True) -> Script:
 
 
 class Proxy:
-    """Script of a proxy: notes what it is asked, answers with `answer`, and leads what is tunnelled to `destination`."""
+    """Script of a proxy: notes what it is asked, gives `answer`, and leads what is tunnelled to `destination`."""
 
     def __init__(self, destination: int = 0, answer: bytes = b"HTTP/1.1 200 Connection established\r\n\r\n") -> None:
         self.destination = destination
@@ -294,6 +302,35 @@ async def test_what_comes_at_once_is_not_lost(authority: trustme.CA, bundle: str
             assert len([event for event in witness.events if isinstance(event, str)]) == 3
 
 
+@pytest.mark.parametrize("tunnelled", [False, True])
+async def test_what_comes_in_one_piece_with_the_handshakes_end_is_not_lost(
+    authority: trustme.CA, bundle: str, tunnelled: bool
+) -> None:
+    context = serving_context(authority, NAME)
+    context.maximum_version = ssl.TLSVersion.TLSv1_2  # where the server's word is the last
+
+    async def all_at_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        tls = context.wrap_bio(incoming, outgoing, server_side=True)
+        while True:
+            incoming.write(await reader.read(65536))
+            try:
+                tls.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                writer.write(outgoing.read())
+        tls.write(b"hello")
+        with contextlib.suppress(ssl.SSLWantReadError):
+            tls.unwrap()
+        writer.write(outgoing.read())
+
+    async with serving(all_at_once) as port, serving(Proxy(port)) as proxy:
+        way = {"outbound_proxy": f"http://127.0.0.1:{proxy}"} if tunnelled else {}
+        witness = await dial(dialer(port, scheme="https", ca_bundle=bundle, **way))
+        await witness.over
+    assert witness.events == ["made", b"hello", "eof", "lost"]
+
+
 async def test_what_comes_with_the_handshake_in_a_tunnel_is_not_lost(authority: trustme.CA, bundle: str) -> None:
     words = b"220 at your service\r\n"
     async with (
@@ -323,7 +360,7 @@ async def test_a_protocol_may_close_as_soon_as_it_is_connected() -> None:
 async def test_what_a_protocol_raises_is_raised_and_the_connection_closed() -> None:
     class Broken(asyncio.Protocol):
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
-            raise LookupError("of the protocol's own")
+            raise ValueError("of the protocol's own")
 
     ended = asyncio.Event()
 
@@ -334,7 +371,7 @@ async def test_what_a_protocol_raises_is_raised_and_the_connection_closed() -> N
             ended.set()
 
     async with serving(until_end) as port:
-        with pytest.raises(LookupError):
+        with pytest.raises(ValueError, match="own"):
             await dialer(port).dial(Broken)
         await asyncio.wait_for(ended.wait(), 5)
 
@@ -372,6 +409,39 @@ async def test_an_address_that_does_not_answer_holds_nobody_up(monkeypatch: pyte
         assert witness.transport.get_extra_info("peername")[0] == "127.0.0.2"
         await witness.end()
     assert names.doubted == []
+
+
+async def test_addresses_that_never_answer_are_doubted() -> None:
+    names = ScriptedNames()
+    with silent_port() as port:
+        waiting = asyncio.ensure_future(dialer(port, names).dial(Witness))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+    assert names.doubted == [NAME]
+
+
+async def test_a_new_dialer_has_the_name_looked_up_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    async def getaddrinfo(host: str, port: int, **_: Any) -> list[Any]:
+        if host == NAME:  # uvloop sends addresses this way as well, when it connects to them
+            asked.append(host)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
+
+    async def ask_nobody(_: str) -> None:
+        return None
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
+    names = Names(ask_nobody)
+    async with serving(echo) as port:
+        for times in (1, 2):
+            saved_anew = dialer(port, names)
+            for _ in range(2):
+                await (await dial(saved_anew)).end()
+            assert asked == [NAME] * times
+    names.close()
 
 
 async def test_one_refused_address_refuses_the_name_and_nothing_is_connected_to() -> None:
