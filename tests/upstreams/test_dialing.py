@@ -21,6 +21,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from ipaddress import ip_network
 from typing import Any, cast
 
+import aiohappyeyeballs
 import httpx
 import pytest
 import trustme
@@ -376,6 +377,55 @@ async def test_what_a_protocol_raises_is_raised_and_the_connection_closed() -> N
         await asyncio.wait_for(ended.wait(), 5)
 
 
+class StillTransport:
+    """A transport that does nothing."""
+
+    closed = False
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        self.protocol = protocol
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.mark.parametrize("handed_over_after", range(4))
+async def test_a_protocol_sees_all_whenever_it_takes_over(handed_over_after: int) -> None:
+    # Loops prepare calls, and make them when the protocol has been changed already.
+    transport: Any = StillTransport()
+    landing = dialing._Landing(in_tls=True)
+    landing.connection_made(transport)
+    witness = Witness()
+    calls: list[Callable[[], Any]] = [
+        lambda: landing.data_received(b"all"),
+        lambda: landing.eof_received(),
+        lambda: landing.connection_lost(None),
+    ]
+    for place, call in enumerate(calls):
+        if place == handed_over_after:
+            landing.hand_over(witness)
+        call()
+    if handed_over_after == len(calls):
+        landing.hand_over(witness)
+    assert witness.events == ["made", b"all", "eof", "lost"]
+    assert transport.protocol is witness
+
+
+@pytest.mark.parametrize("keeps_open", [False, True])
+async def test_a_protocol_decides_what_an_end_means_that_came_early(keeps_open: bool) -> None:
+    class Deciding(Witness):
+        def eof_received(self) -> bool:  # type: ignore[override]
+            return keeps_open
+
+    transport: Any = StillTransport()
+    landing = dialing._Landing(in_tls=False)
+    landing.connection_made(transport)
+    assert landing.eof_received()
+    landing.hand_over(Deciding())
+    assert transport.closed is not keeps_open
+    assert landing.eof_received() is keeps_open
+
+
 async def test_small_writes_leave_at_once_and_a_dead_peer_is_noticed() -> None:
     async with serving(echo) as port:
         witness = await dial(dialer(port))
@@ -529,6 +579,41 @@ async def test_a_process_without_descriptors_says_so(monkeypatch: pytest.MonkeyP
     problem = await failure_of(plain)
     assert type(problem) is httpx.ConnectError
     assert str(problem) == "EMFILE"
+
+
+async def test_what_uvloop_raises_is_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def start_connection(*_: Any, **__: Any) -> socket.socket:
+        raise RuntimeError("File descriptor is used by transport")
+
+    monkeypatch.setattr(aiohappyeyeballs, "start_connection", start_connection)
+    problem = await failure_of(dialer(1))
+    assert type(problem) is httpx.ConnectError
+    assert phase_of(problem) == "connect"
+
+
+async def test_a_cancellation_that_the_race_took_for_its_own_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def start_connection(*_: Any, **__: Any) -> socket.socket:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.get_running_loop().create_future()
+        raise ConnectionRefusedError(errno.ECONNREFUSED, "all of them")
+
+    monkeypatch.setattr(aiohappyeyeballs, "start_connection", start_connection)
+    waiting = asyncio.ensure_future(dialer(1).dial(Witness))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    assert waiting.cancelled()
+
+
+async def test_a_peer_that_is_gone_when_tls_is_there_fails_the_handshake(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def start_tls(*_: Any, **__: Any) -> None:
+        return None
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "start_tls", start_tls)
+    async with serving(echo) as port:
+        problem = await failure_of(dialer(port, scheme="https"))
+    assert type(problem) is faults.HandshakeFailed
 
 
 async def test_a_bundle_that_holds_no_certificate_makes_no_dialer() -> None:
