@@ -148,6 +148,9 @@ class Exchange:
 
     async def send(self, data: bytes) -> None:
         """Returns when the kernel has taken it all: a peer that does not read holds the script here."""
+        if self._writer.is_closing():
+            # asyncio tells it when draining, uvloop as a RuntimeError.
+            raise PeerHungUp("before all was sent")
         self._writer.write(data)
         await self._writer.drain()
         self.sent += len(data)
