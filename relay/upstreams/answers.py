@@ -247,6 +247,9 @@ class AnswerReader:
             self._finish([])
 
     def _judge_interim(self, status: int, pairs: Pairs) -> None:
+        if any(name.lower() == b"transfer-encoding" for name, _ in pairs):
+            # RFC 9112 section 6.1: none may have one, and who heeds it takes the next head for a body.
+            self._refuse("a transfer coding of an interim answer")
         if status == 101:
             if not self._may_switch or not any(name.lower() == b"upgrade" for name, _ in pairs):
                 self._refuse("it switched protocols unasked")

@@ -263,6 +263,9 @@ REFUSED = [
     Refused("chunked twice in one line", head(CHUNKED + b", chunked") + b"0\r\n\r\n", ""),
     Refused("a coding to HEAD", head(b"Transfer-Encoding: gzip"), "coding", HEAD),
     Refused("chunked in 1.0", head(CHUNKED, first=b"HTTP/1.0 200 OK") + b"0\r\n\r\n", "coding"),
+    Refused("a coding of 100", head(b"Transfer-Encoding: gzip", first=b"HTTP/1.1 100 ") + HELLO, "coding"),
+    Refused("chunks of 103", head(CHUNKED, first=b"HTTP/1.1 103 ") + HELLO, "coding"),
+    Refused("chunks of 101", head(CHUNKED, b"Upgrade: x", first=b"HTTP/1.1 101 "), "coding", SWITCH),
     Refused("a length as trailer", chunked(b"0\r\nContent-Length: 5\r\n\r\n"), "Content-Length"),
     # Lines.
     Refused("a folded value", head(b"A: b", b" c", b"Content-Length: 0"), "whitespace"),
