@@ -266,6 +266,7 @@ REFUSED = [
     Refused("a coding of 100", head(b"Transfer-Encoding: gzip", first=b"HTTP/1.1 100 ") + HELLO, "coding"),
     Refused("chunks of 103", head(CHUNKED, first=b"HTTP/1.1 103 ") + HELLO, "coding"),
     Refused("chunks of 101", head(CHUNKED, b"Upgrade: x", first=b"HTTP/1.1 101 "), "coding", SWITCH),
+    Refused("a coding as trailer", chunked(b"0\r\n" + CHUNKED + b"\r\n\r\n"), "coding"),
     Refused("a length as trailer", chunked(b"0\r\nContent-Length: 5\r\n\r\n"), "Content-Length"),
     # Lines.
     Refused("a folded value", head(b"A: b", b" c", b"Content-Length: 0"), "whitespace"),
