@@ -1,18 +1,20 @@
 # What there is to do, each from a fresh clone with nothing but Python 3.11+ and make:
 #   make run     prepare everything and serve on 127.0.0.1:$PORT (8000)
 #   make test    all tests                     make check   lint, types, import laws, templates, migrations
+#   make fuzz    fuzz the reader of answers for FUZZ_SECONDS (60)
 #   make bench   the side-by-side measurement  make lock    pin the newest versions that pyproject.toml allows
-# Variables: PYTHON (which to make the environment with), VENV (where it is), PYTEST_ARGS, BENCH_ARGS.
+# Variables: PYTHON (which to make the environment with), VENV (where it is), PYTEST_ARGS, BENCH_ARGS, FUZZ_SECONDS.
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := run
 .DELETE_ON_ERROR:
-.PHONY: run test coverage check format bench lock chromium load-tools clean
+.PHONY: run test coverage fuzz check format bench lock chromium load-tools clean
 
 VENV ?= .venv
 VENV_BENCH ?= .venv-bench
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+FUZZ_SECONDS ?= 60
 
 OLD_ENOUGH = -c 'import sys; sys.exit(sys.version_info < (3, 11))'
 PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
@@ -32,6 +34,10 @@ coverage: $(VENV)/.installed-dev chromium
 	$(VENV)/bin/python -m pytest --cov --cov-report= $(PYTEST_ARGS)
 	$(VENV)/bin/python -m coverage report --include='relay/rules/*' --fail-under=100
 	$(VENV)/bin/python -m coverage report --include='relay/*' --fail-under=90
+
+# What it finds is kept in .fuzz, and where the next run begins.
+fuzz: $(VENV)/.installed-dev
+	$(VENV)/bin/python -X dev -W error -m tests.fuzz.fuzz_answers -max_total_time=$(FUZZ_SECONDS)
 
 check: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .
@@ -59,8 +65,8 @@ lock: $(VENV)/.installed-dev
 	$(COMPILE) bench -c requirements.lock --upgrade -o requirements-bench.lock pyproject.toml
 
 clean:
-	rm -rf $(VENV) $(VENV_BENCH) .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist \
-		*.egg-info
+	rm -rf $(VENV) $(VENV_BENCH) .coverage .fuzz .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache \
+		build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps are newer than the lock they were installed from: a second run installs nothing.

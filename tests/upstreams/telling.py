@@ -102,6 +102,8 @@ class Outcome:
     """Why reading was refused."""
     cut: bool = False
     """The end of the connection came too early."""
+    pieces: list[list[bytes]] = field(default_factory=list)
+    """What was read, answer by answer; what nobody waited for comes last."""
 
     @property
     def told(self) -> tuple[object, ...]:
@@ -133,6 +135,7 @@ def read(pieces: Iterable[bytes], asked: Sequence[Asked] = (Asked(),)) -> Outcom
         request = next(requests, None)
         if request is not None:
             outcome.answers.append(Answer(request))
+            outcome.pieces.append([])
             reader.expect(outcome.answers[-1], to_head=request.to_head, may_switch=request.may_switch)
 
     ask()
@@ -141,6 +144,9 @@ def read(pieces: Iterable[bytes], asked: Sequence[Asked] = (Asked(),)) -> Outcom
             last = outcome.answers[-1]
             if last.ended and last.keeps_alive:
                 ask()
+            if outcome.answers[-1].ended and len(outcome.pieces) == len(outcome.answers):
+                outcome.pieces.append([])
+            outcome.pieces[-1].append(piece)
             reader.feed(piece)
     except httpx.RemoteProtocolError as refusal:
         outcome.refusal = str(refusal)

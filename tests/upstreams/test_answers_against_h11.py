@@ -141,9 +141,9 @@ LONG_NUMBER = re.compile(rb"0[0-9A-Fa-f]{20}")
 CONTROL = re.compile(rb"[\x01-\x08\x0e-\x1f\x7f]")
 """What h11 lets pass of it."""
 TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]*"
-VALUE = rb'(?:%s|"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t \x21-\x7e\x80-\xff])*")' % TOKEN
+VALUE = rb'%s(?:"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t \x21-\x7e\x80-\xff])*")?' % TOKEN
 SIZE_LINE = re.compile(rb"(?:\r\n)?[0-9A-Fa-f]+(?:;%s(?:=%s)?)*(?<!;)\r\n" % (TOKEN, VALUE))
-"""As llhttp has it, which lets names and values of extensions be empty. They go no further than here."""
+"""As llhttp has it, which is lax about what an extension may lack. It goes no further than here."""
 
 
 def size_lines(reading: Reading) -> list[bytes]:
