@@ -9,8 +9,8 @@ when all is done is the caller's protocol made, and it then sees everything as i
 thing has to be known to leave nothing open, at whatever moment the dial is cancelled: the TCP transport, which takes
 every layer above it along when it is aborted. There is no time-out here: who calls cancels.
 
-TLS sessions are resumed (RFC 8446 section 2.2), which saves round trips and the certificate's verification. That is
-sound because a session stays with the dialer that made it: one upstream, one revision, one host name.
+TLS sessions are resumed (RFC 8446 section 2.2): the certificates stay off the wire, and in TLS 1.2 a round trip is
+saved. That is sound because a session stays with the dialer that made it: one upstream, one revision, one host name.
 
 All that is raised is httpx's or of `faults`, and says by its `Progress` that no byte of a request has left.
 """
