@@ -286,7 +286,7 @@ class AnswerReader:
             # llhttp skips empty lines behind a message.
             self._refuse("bytes after the end of the answer")
         self._tail = tail
-        if self._message_read and any(name == b"transfer-encoding" for _, name, _ in self._fields):
+        if self._message_read and any(name.lower() == b"transfer-encoding" for name, _ in self._fields):
             # RFC 9110 section 6.5.1: trailers may not frame. llhttp refuses a length, but not this.
             self._refuse("a transfer coding as trailer")
         pieces = self._pieces

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 import httpx
 
-from relay.upstreams.answers import AnswerReader, Framing, Triples
+from relay.rules.headers import Pairs
+from relay.upstreams.answers import AnswerReader, Framing
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,28 +24,27 @@ class Answer:
     """What was told of one answer. A sink that objects to calls out of turn."""
 
     asked: Asked = field(default_factory=Asked)
-    interim: list[tuple[int, Triples]] = field(default_factory=list)
+    interim: list[tuple[int, Pairs]] = field(default_factory=list)
     status: int | None = None
-    triples: Triples = field(default_factory=list)
+    pairs: Pairs = field(default_factory=list)
     keeps_alive: bool = False
     body: bytes = b""
-    trailers: Triples = field(default_factory=list)
+    trailers: Pairs = field(default_factory=list)
     ended: bool = False
     refused: bool = False
 
-    def on_interim(self, status: int, triples: Triples) -> None:
+    def on_interim(self, status: int, pairs: Pairs) -> None:
         assert self.status is None, "an interim answer after the head"
         assert not self.refused, "told after a refusal"
         assert 100 <= status < 200
         assert status != 101
-        self.interim.append((status, triples))
+        self.interim.append((status, pairs))
 
-    def on_head(self, status: int, triples: Triples, *, keeps_alive: bool) -> None:
+    def on_head(self, status: int, pairs: Pairs, *, keeps_alive: bool) -> None:
         assert self.status is None, "a second head"
         assert not self.refused, "told after a refusal"
         assert 200 <= status < 600 or (status == 101 and self.asked.may_switch)
-        assert all(lower == name.lower() for name, lower, _ in triples)
-        self.status, self.triples, self.keeps_alive = status, triples, keeps_alive
+        self.status, self.pairs, self.keeps_alive = status, pairs, keeps_alive
 
     def on_piece(self, piece: bytes) -> None:
         assert self.status is not None, "a piece before the head"
@@ -57,7 +57,7 @@ class Answer:
         announced = self.announced
         assert announced is None or len(self.body) <= announced, "more than was announced"
 
-    def on_end(self, trailers: Triples) -> None:
+    def on_end(self, trailers: Pairs) -> None:
         assert self.status is not None, "an end before the head"
         assert not self.ended, "a second end"
         assert not self.refused, "told after a refusal"
@@ -70,8 +70,8 @@ class Answer:
         """Content-Length, where it says how long the body is."""
         if self.status == 101:
             return None
-        for _, name, value in self.triples:
-            if name == b"content-length":
+        for name, value in self.pairs:
+            if name.lower() == b"content-length":
                 return int(value)
         return None
 
@@ -85,8 +85,8 @@ class Answer:
         return self.interim == other.interim[: len(self.interim)]
 
     @property
-    def head(self) -> tuple[int | None, Triples, bool]:
-        return self.status, self.triples, self.keeps_alive
+    def head(self) -> tuple[int | None, Pairs, bool]:
+        return self.status, self.pairs, self.keeps_alive
 
     @property
     def told(self) -> tuple[object, ...]:

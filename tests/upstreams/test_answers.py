@@ -368,10 +368,6 @@ PLACES = {
 }
 
 
-def as_pairs(triples: Sequence[tuple[bytes, bytes, bytes]]) -> Fields:
-    return [(name, value) for name, _, value in triples]
-
-
 def fields_of(head: bytes) -> Fields:
     """Of a plain head: one space behind each colon."""
     return [(name, value) for name, value in (line.split(b": ", 1) for line in head.split(b"\r\n")[1:])]
@@ -381,15 +377,15 @@ def assert_tells(outcome: Outcome, message: Message) -> None:
     (answer,) = outcome.answers
     assert outcome.refusal is None
     assert not outcome.cut
-    assert [(status, as_pairs(triples)) for status, triples in answer.interim] == message.interim
+    assert answer.interim == message.interim
     assert answer.status == message.status
     fields = message.fields
     if fields is None:
         final = message.data.split(b"\r\n\r\n")[len(message.interim)]
         fields = fields_of(final)
-    assert as_pairs(answer.triples) == fields
+    assert answer.pairs == fields
     assert answer.body == message.body
-    assert as_pairs(answer.trailers) == message.trailers
+    assert answer.trailers == message.trailers
     assert answer.keeps_alive == message.keeps_alive
     assert answer.ended == message.ended
 
@@ -649,7 +645,7 @@ class Combination:
             and answer.status == self.status
             and answer.keeps_alive == self.keeps_alive
             and answer.body == body
-            and as_pairs(answer.trailers) == trailers
+            and answer.trailers == trailers
             and answer.ended
         )
 
@@ -724,7 +720,7 @@ def test_an_answer_may_be_awaited_as_soon_as_the_one_before_has_ended() -> None:
     """As the connection does it: the next request goes out while the last answer's end is told."""
 
     class Successor(Answer):
-        def on_end(self, trailers: answers.Triples) -> None:
+        def on_end(self, trailers: answers.Pairs) -> None:
             super().on_end(trailers)
             reader.expect(second)
 
@@ -751,12 +747,12 @@ def test_a_reader_that_was_let_go_tells_nobody() -> None:
 
 def test_a_sink_may_let_the_reader_go_while_it_is_told() -> None:
     class Leaver(Answer):
-        def on_interim(self, status: int, triples: answers.Triples) -> None:
-            super().on_interim(status, triples)
+        def on_interim(self, status: int, pairs: answers.Pairs) -> None:
+            super().on_interim(status, pairs)
             reader.forget()
 
-        def on_head(self, status: int, triples: answers.Triples, *, keeps_alive: bool) -> None:
-            super().on_head(status, triples, keeps_alive=keeps_alive)
+        def on_head(self, status: int, pairs: answers.Pairs, *, keeps_alive: bool) -> None:
+            super().on_head(status, pairs, keeps_alive=keeps_alive)
             reader.forget()
 
     for data in (message.data for message in VALID):
