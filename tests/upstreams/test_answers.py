@@ -174,6 +174,15 @@ VALID = [
     Message(
         "1.1, close beats keep-alive", head(b"Connection: close, keep-alive", b"Content-Length: 0"), keeps_alive=False
     ),
+    Message(
+        "1.1, close in the first of two lines",
+        head(b"Connection: close", b"connection: x", b"Content-Length: 0"),
+        keeps_alive=False,
+    ),
+    Message(
+        "1.0, keep-alive in the first of two lines",
+        head(b"Connection: keep-alive", b"Connection: x", b"Content-Length: 0", first=b"HTTP/1.0 200 OK"),
+    ),
     Message("1.1, something that contains close", head(b"Connection: closed", b"Content-Length: 0")),
     Message("1.0", head(b"Content-Length: 5", first=b"HTTP/1.0 200 OK") + b"hello", b"hello", keeps_alive=False),
     Message(
