@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import httpx
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relay.upstreams import answers
@@ -562,6 +562,7 @@ def test_what_goes_over_a_bound_is_refused_however_it_arrives(message: Refused) 
     assert_is_refused(message, some_cuts(message.data), by_byte=len(message.data) < 64 * 1024)
 
 
+@settings(deadline=None)
 @given(
     chunks=st.lists(st.tuples(st.integers(1, 40), st.integers(0, 60)), max_size=6),
     last=st.integers(0, 60),

@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relay.upstreams.states import OURS, THEIRS, UPSTREAMS_EVENTS, Event, Ours, Standing, Theirs
@@ -188,6 +188,7 @@ def test_what_the_states_answer(pair: Pair, keeps_alive: bool) -> None:
     assert standing.may_be_reused == (keeps_alive and pair == (Ours.DONE, Theirs.DONE))
 
 
+@settings(deadline=None)
 @given(walk=st.lists(st.tuples(st.sampled_from(Event), st.booleans()), max_size=60))
 def test_every_walk_keeps_what_a_connection_promises(walk: list[tuple[Event, bool]]) -> None:
     """Each step: an event tried, and whether the upstream's next head would keep the connection."""
