@@ -529,9 +529,10 @@ async def test_an_answer_that_ends_before_the_request_stops_it(origin: Origin, s
     origin.otherwise(early(status, [], b"enough", after_bytes=1, then="hold"))
     body = Body()
     body.give(b"a")
-    answer = await seam.get(method="POST", pairs=CHUNKED, body=body)
-    assert (answer.status, answer.body) == (status, b"enough")
+    response = await seam.ask(method="POST", pairs=CHUNKED, body=body)
     await until(lambda: body.is_over)
+    answer = await whole(response)
+    assert (answer.status, answer.body) == (status, b"enough")
     assert not await is_reused(seam, origin)
 
 
@@ -726,6 +727,23 @@ async def test_what_is_not_http_is_refused(origin: Origin, seam: Seam, garbage: 
     with pytest.raises(httpx.RemoteProtocolError):
         await seam.get()
     await origin.until_connections(0)
+
+
+async def test_an_exchange_that_fails_asks_for_no_more_of_the_callers_body(origin: Origin, seam: Seam) -> None:
+    gate, body = Gate(), Body()
+
+    async def cut(exchange: Exchange) -> None:
+        await exchange.send(head_bytes(200, CHUNKED))
+        await gate.wait()
+        await exchange.close()
+
+    origin.otherwise(cut)
+    response = await seam.ask(method="POST", pairs=CHUNKED, body=body)
+    await until(lambda: body.asked)
+    gate.open()
+    await until(lambda: body.is_over)
+    with pytest.raises(faults.HungUp):
+        await whole(response)
 
 
 async def test_garbage_within_the_body_fails_whoever_reads(origin: Origin, seam: Seam) -> None:
