@@ -10,10 +10,15 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 import trustme
+from hypothesis import HealthCheck, settings
 
 from tests.caller import Caller
 from tests.origin import Origin
 from tests.serving_ground import Ground
+
+# How fast examples are made says something about the machine, nothing about the relay.
+settings.register_profile("any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any-machine")
 
 
 @pytest.fixture(scope="session")

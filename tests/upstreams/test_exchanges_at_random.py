@@ -209,7 +209,7 @@ class Planned:
         self.status = {"204": 204, "304": 304, "refusal": 413}.get(self.answer, 200)
         if self.status in (204, 304) or self.method == "HEAD":
             self.body = b""
-        self.trailers = [(b"x-id", b"%d" % number)] if self.answer == "chunked" and self.method != "HEAD" else []
+        self.trailers = [(b"X-Id", b"%d" % number)] if self.answer == "chunked" and self.method != "HEAD" else []
         self.interims = rng.choice([0, 0, 0, 1, 2])
         self.continues = rng.random() < 0.5
         self.pieces = rng.choice([1, 2, 7])
@@ -321,7 +321,7 @@ async def ask(plan: Planned, seams: dict[bool, Seam], outcomes: Counter[str]) ->
             plan.target, method=plan.method, pairs=pairs, body=body, interim=lambda *given: told.append(given)
         )
         assert (response.status_code, response.headers["x-id"]) == (plan.status, str(plan.number))
-        assert told in ([], [(103, [(b"x-id", b"%d" % plan.number)])] * plan.interims)
+        assert told in ([], [(103, [(b"X-Id", b"%d" % plan.number)])] * plan.interims)
         stream = response.stream
         assert isinstance(stream, wire_room.Wire)
         pieces_read = 0
