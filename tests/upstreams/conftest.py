@@ -138,12 +138,12 @@ class emptied:  # noqa: N801 - reads as an adjective
         finally:
             await self.transport.aclose()
         if kind is None:
-            await until(lambda: not held(self.transport))
+            await until(lambda: not held(self.transport), within=5.0)
             await self.origin.until_connections(0)
             assert self.complaints == []
 
 
-async def until_at_rest(transport: PooledTransport, *, within: float = 2.0) -> None:
+async def until_at_rest(transport: PooledTransport, *, within: float = 5.0) -> None:
     """Until no exchange holds anything and every connection is idle."""
     try:
         await until(lambda: not held(transport), within=within)

@@ -82,7 +82,7 @@ async def test_taking_and_giving_back_cost_the_same_however_many_there_are(
     # In Python, so that comparing them within C is counted too.
     monkeypatch.setattr(Connection, "__eq__", lambda self, other: self is other)
     monkeypatch.setattr(Connection, "__hash__", lambda self: id(self) // 64)
-    seam.rules(max_connections=MANY)
+    seam.rules(max_connections=MANY, connect_timeout_seconds=30)
     await opened(seam, origin, 10)
     of_ten = steps_of_an_exchange(seam)
     gate = Gate()
