@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 from uvicorn.protocols.http.httptools_impl import HEADER_RE, STATUS_LINE
 from uvicorn.protocols.utils import get_client_addr, get_path_with_query_string
 
-from relay.serving.asgi import EARLY_HINT, TRAILERS, Application, Message, Scope
+from relay.serving.asgi import DISCONNECT, EARLY_HINT, TRAILERS, Application, Message, Scope
 
 if TYPE_CHECKING:
     from relay.serving.protocol import RelayProtocol
@@ -162,8 +162,9 @@ class RelayCycle:
                 logger.error("ASGI callable returned without completing response.")
                 self.close()
         finally:
-            # Otherwise protocol and cycle would keep each other until a garbage collection.
+            # Otherwise protocol, cycle and scope would keep each other until a garbage collection.
             self._protocol = None
+            self.scope["extensions"].pop(DISCONNECT, None)
 
     async def _send_500(self) -> None:
         pairs = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"21"), (b"connection", b"close")]

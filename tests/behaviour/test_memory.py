@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import resource
 from collections.abc import AsyncIterator, Iterator
@@ -11,16 +12,17 @@ import psutil
 import pytest
 import pytest_asyncio
 
-from tests.behaviour.conftest import until, until_still
+from tests.behaviour.conftest import Relayed, until, until_still
 from tests.caller import Caller, request_bytes
-from tests.origin import Exchange, Gate, Origin, counted, patterned, reply, sse
+from tests.origin import Exchange, Gate, Origin, Script, chunked, counted, echo, patterned, reply, sse
 from tests.serving_ground import ServedProcess
 
 KIB, MIB = 1024, 1024 * 1024
 TOTAL = 256 * MIB
 GROWTH_BYTES = 24 * MIB
 STREAMS = 1000
-STREAM_BYTES = 40 * KIB
+STREAM_BYTES = 25 * KIB
+EXCHANGES = 20
 SETTLED_TURNS = 5000
 """Turns of this loop in which another process had time to do what it could."""
 
@@ -133,3 +135,26 @@ async def test_an_idle_event_stream_costs_little(origin: Origin, served: ServedP
         each = memory.growth / STREAMS
     await until(lambda: origin.open_connections <= 1, within=5)
     assert each < STREAM_BYTES, f"{each / KIB:.1f} KiB for each of {STREAMS} idle event streams"
+
+
+@pytest.mark.parametrize("body", [None, b"hello"])
+@pytest.mark.parametrize(
+    "script", [reply(body=b"ok"), chunked([b"o", b"k"]), echo()], ids=["counted", "chunked", "echo"]
+)
+async def test_an_exchange_leaves_nothing_to_the_garbage_collector(
+    origin: Origin, relayed: Relayed, caller: Caller, script: Script, body: bytes | None
+) -> None:
+    """Objects in a circle stay until a collection, and with thousands of them collections hold everyone up."""
+    relayed()
+    origin.on(b"/x", script)
+    method = b"GET" if body is None else b"POST"
+    try:
+        for _ in range(2):  # the first makes what is made once
+            gc.collect()
+            gc.disable()
+            for _ in range(EXCHANGES):
+                await caller.get(b"/relay/o/x", method=method, body=body)
+            found = gc.collect()
+    finally:
+        gc.enable()
+    assert found < EXCHANGES
