@@ -28,10 +28,10 @@ run: $(VENV)/.installed
 	@WEB_CONCURRENCY=$${WEB_CONCURRENCY:-1} exec $(VENV)/bin/python manage.py serve
 
 test: $(VENV)/.installed-dev chromium
-	$(VENV)/bin/python -X dev -m pytest $(PYTEST_ARGS)
+	$(VENV)/bin/python -X dev -m pytest -n auto $(PYTEST_ARGS)
 
 coverage: $(VENV)/.installed-dev chromium
-	$(VENV)/bin/python -m pytest --cov --cov-report= $(PYTEST_ARGS)
+	$(VENV)/bin/python -m pytest -n auto --cov --cov-report= $(PYTEST_ARGS)
 	$(VENV)/bin/python -m coverage report --include='relay/rules/*' --fail-under=100
 	$(VENV)/bin/python -m coverage report --include='relay/*' --fail-under=90
 
