@@ -320,6 +320,10 @@ class AnswerReader:
         if len(fields) >= MAX_FIELDS:
             self._error = "too many header fields"
             raise ValueError(self._error)
+        if b"\t" in value and name.lower() == b"transfer-encoding":
+            # llhttp does not know a coding with a tab behind it, and would take chunks for the body itself.
+            self._error = "a tab behind a transfer coding"
+            raise ValueError(self._error)
         fields.append((name, value.rstrip(b" \t")))
 
     def on_headers_complete(self) -> None:
@@ -340,6 +344,10 @@ class AnswerReader:
         self._overhead = overhead - CHUNK_CREDIT_BYTES if overhead > CHUNK_CREDIT_BYTES else 0
 
     def on_body(self, piece: bytes) -> None:
+        if self._gap:
+            # It does not see chunks where we do.
+            self._error = "data without a chunk size"
+            raise ValueError(self._error)
         self._pieces.append(piece)
         size = len(piece)
         self._at += size

@@ -147,7 +147,7 @@ class Standing:
         """Neither side said that the connection ends with this exchange."""
 
     def happened(self, event: Event) -> None:
-        """Raises `httpx.RemoteProtocolError` or `LocalProtocolError` for what cannot happen; nothing changes then."""
+        """Raises `httpx.RemoteProtocolError` or `LocalProtocolError` when it cannot happen; nothing changes then."""
         try:
             ours = OURS[self.ours][event]
             theirs = THEIRS[self.theirs][event]

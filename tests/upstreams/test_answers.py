@@ -80,6 +80,11 @@ VALID = [
     Message(
         "chunks that look like ends", chunked(b"5\r\n0\r\n\r\n\r\n", b"2\r\n\r\n\r\n", b"0\r\n\r\n"), b"0\r\n\r\n\r\n"
     ),
+    Message(
+        "spaces around the coding",
+        head(b"Transfer-Encoding: \t chunked  ") + b"0\r\n\r\n",
+        fields=[(b"Transfer-Encoding", b"chunked")],
+    ),
     Message("the coding in capitals", head(b"Transfer-Encoding: Chunked") + b"0\r\n\r\n"),
     Message(
         "extensions",
@@ -271,6 +276,10 @@ REFUSED = [
     Refused("chunked twice", head(CHUNKED, CHUNKED) + b"0\r\n\r\n", "coding"),
     Refused("chunked twice in one line", head(CHUNKED + b", chunked") + b"0\r\n\r\n", ""),
     Refused("a coding to HEAD", head(b"Transfer-Encoding: gzip"), "coding", HEAD),
+    # Valid, but llhttp would take the chunks for the body.
+    Refused("a tab behind chunked", head(CHUNKED + b"\t") + b"1\r\nx\r\n0\r\n\r\n", "coding"),
+    Refused("a space and a tab behind chunked", head(CHUNKED + b" \t ") + b"0\r\n\r\n", "coding"),
+    Refused("a tab behind chunked to HEAD", head(CHUNKED + b"\t"), "coding", HEAD),
     Refused("chunked in 1.0", head(CHUNKED, first=b"HTTP/1.0 200 OK") + b"0\r\n\r\n", "coding"),
     Refused("a coding of 100", head(b"Transfer-Encoding: gzip", first=b"HTTP/1.1 100 ") + HELLO, "coding"),
     Refused("chunks of 103", head(CHUNKED, first=b"HTTP/1.1 103 ") + HELLO, "coding"),
@@ -779,3 +788,12 @@ def test_nothing_may_come_before_anything_was_asked() -> None:
     with pytest.raises(httpx.RemoteProtocolError, match=SURPLUS_LATER):
         AnswerReader().feed(HELLO)
     assert AnswerReader().feed_end()
+
+
+def test_data_that_no_chunk_size_announced_is_refused() -> None:
+    """Should llhttp ever see another framing than we."""
+    reader = AnswerReader()
+    reader.expect(Answer())
+    reader.feed(head(CHUNKED))
+    with pytest.raises(ValueError, match="without a chunk size"):
+        reader.on_body(b"x")

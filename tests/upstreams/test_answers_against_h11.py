@@ -226,6 +226,12 @@ STRICTER = [
         HEAD.replace(b"200", b"304") + b"Content-Length: 18446744073709551616\r\n\r\n",
     ),
     Rule(
+        "a tab behind chunked, which llhttp does not take for chunked",
+        "RFC 9110 section 5.6.3",
+        lambda reading: any(re.search(rb"(?mi)^transfer-encoding:[ \t]*chunked *\t", head) for head in reading.heads),
+        HEAD + b"Transfer-Encoding: chunked\t\r\n\r\n0\r\n\r\n",
+    ),
+    Rule(
         "chunked in HTTP/1.0",
         "RFC 9112 section 6.1",
         lambda reading: reading.version < b"1.1" and b"transfer-encoding" in names(reading.fields),
@@ -446,7 +452,7 @@ def spoiled(draw: st.DrawFn, data: bytes) -> bytes:
     if how == "line end":
         ends = [match.span() for match in re.finditer(rb"\r\n", data)] or [(at, at)]
         start, stop = draw(st.sampled_from(ends))
-        end = draw(st.sampled_from([b"\n", b"\r", b"", b"\r\r\n", b"\n\r", b"\r\n ", b"\r\n\t", b" \r\n", b"\r\n\r\n"]))
+        end = draw(st.sampled_from([b"\n", b"\r", b"", b"\r\r\n", b"\n\r", b"\r\n ", b"\r\n\t", b" \r\n", b"\t\r\n"]))
         return data[:start] + end + data[stop:]
     if how == "number":
         numbers = [match.span() for match in re.finditer(rb"\b[0-9A-Fa-f]+\b", data)] or [(at, at)]
