@@ -3,9 +3,10 @@
 Options are libFuzzer's. What an input is made of: a byte that says what up to three requests were, a byte that says how
 many reads follow, a byte for the size of each, and what the upstream sends. It is read in these pieces, then with all
 pieces of an answer joined, then byte by byte. Held to: the protocol of calls (see `telling`), the same outcome each
-time, and no exception but `httpx.RemoteProtocolError`. Limits are small here, so that they are reached.
+time, and no exception but `httpx.RemoteProtocolError`. Limits are small for that, so that they are reached. Then it is
+compared with what h11 reads (see test_answers_against_h11).
 
-The corpus begins with the tables of test_answers. llhttp is C and not instrumented: a dictionary stands in for that.
+The corpus begins with the tables of test_answers. llhttp is C and not instrumented: h11, which is, shows the way.
 """
 
 from __future__ import annotations
@@ -16,12 +17,16 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import atheris
+import pytest
 
-with atheris.instrument_imports(include=["relay.upstreams.answers"]):
+with atheris.instrument_imports(include=["h11", "relay.upstreams.answers"]):
+    import h11  # noqa: F401
+
     from relay.upstreams import answers
 
 from tests.upstreams.telling import Asked, one_by_one, read
 from tests.upstreams.test_answers import COMBINED, REFUSED, SECOND, VALID
+from tests.upstreams.test_answers_against_h11 import assert_read_alike
 
 DEFAULT_CORPUS = Path(__file__).resolve().parents[2] / ".fuzz" / "answers"
 DICTIONARY = Path(__file__).with_suffix(".dict")
@@ -39,9 +44,22 @@ MOST_CUTS = 16
 def try_input(data: bytes) -> None:
     if len(data) < 2:
         return
-    asked = [Asked(bool(data[0] >> 2 * n & 1), bool(data[0] >> 2 * n & 2)) for n in range(1 + data[0] // 64 % 3)]
-    cuts = data[1] % MOST_CUTS
-    pieces = list(cut(data[2 + cuts :], data[2 : 2 + cuts]))
+    flags, cuts = data[0], data[1] % MOST_CUTS
+    asked = [
+        Asked(bool(flags >> 2 * nth & 1), bool(flags >> 2 * nth & 2)) for nth in range(1 + flags // 64 % MOST_REQUESTS)
+    ]
+    wire = data[2 + cuts :]
+    if not wire:
+        return
+    with pytest.MonkeyPatch.context() as patched:
+        for name, limit in LIMITS.items():
+            patched.setattr(answers, name, limit)
+        try_pieces(list(cut(wire, data[2 : 2 + cuts])), asked)
+    if wire.count(b"\r\n\r\n") <= answers.MAX_INTERIM_ANSWERS:
+        assert_read_alike(wire, asked[0])
+
+
+def try_pieces(pieces: list[bytes], asked: list[Asked]) -> None:
     outcome = read(pieces, asked)
     joined = read([b"".join(pieces) for pieces in outcome.pieces if pieces], asked)
     by_byte = read(one_by_one(b"".join(pieces)), asked)
@@ -88,8 +106,6 @@ def main() -> None:
     folders = [Path(argument) for argument in sys.argv[1:] if not argument.startswith("-")] or [DEFAULT_CORPUS]
     if not any(folder.is_file() for folder in folders):  # files are inputs to try again
         make_corpus(folders[0])
-    for name, limit in LIMITS.items():
-        setattr(answers, name, limit)
     atheris.Setup(
         [
             sys.argv[0],

@@ -107,6 +107,7 @@ def read_by_h11(data: bytes, asked: Asked) -> Reading:
 
 
 GET = Asked()
+SWITCH = Asked(may_switch=True)
 
 
 @dataclass(frozen=True)
@@ -290,24 +291,24 @@ def keeps_alive_by_h11(reading: Reading, asked: Asked) -> bool | None:
     return reading.keeps_alive
 
 
-def assert_read_alike(data: bytes, asked: Asked) -> None:
+def assert_read_alike(data: bytes, asked: Asked) -> list[str]:
+    """What came of it."""
     outcome = read([data], [asked])
     reading = read_by_h11(data, asked)
     (answer,) = outcome.answers
     taken = outcome.refusal is None and (answer.ended or answer.status == 101)
     if reading.taken:
         reasons = [rule.what for rule in STRICTER if rule.holds(reading)]
-        for reason in reasons:
-            event(f"refused by us alone: {reason}")
         assert (outcome.refusal is not None) == bool(reasons), (outcome.refusal, reasons)
+        if reasons:
+            return [f"refused by us alone: {reason}" for reason in reasons]
     elif taken:
         assert is_h11s_own_limit(reading, data), f"only h11 refuses: {reading.refusal}"
-        event("refused by h11 alone")
-        return
-    if outcome.refusal is not None or reading.refusal is not None:
-        event("refused" if outcome.refusal is not None else "refused by h11 before it was cut short")
-        return
-    event("taken" if taken else "cut short")
+        return ["refused by h11 alone"]
+    if outcome.refusal is not None:
+        return ["refused"]
+    if reading.refusal is not None:
+        return ["refused by h11 before it was cut short"]
     assert [(status, pairs(told)) for status, told in answer.interim] == [
         (status, comparable(fields)) for status, fields in reading.interim
     ]
@@ -318,6 +319,7 @@ def assert_read_alike(data: bytes, asked: Asked) -> None:
     if answer.ended:
         judgement = keeps_alive_by_h11(reading, asked)
         assert judgement is None or answer.keeps_alive == judgement
+    return ["taken" if taken else "cut short"]
 
 
 def pairs(told: Fields) -> Fields:
@@ -331,7 +333,7 @@ def comparable(fields: Fields) -> Fields:
 
 # Answers, and what spoils them.
 
-ASKED = st.sampled_from([GET, GET, GET, Asked(to_head=True), Asked(may_switch=True)])
+ASKED = st.sampled_from([GET, GET, GET, Asked(to_head=True), SWITCH])
 NAMES = st.sampled_from([b"X", b"x-y", b"Set-Cookie", b"Upgrade", b"Trailer", b"ETag", b"~!#", b"Content-Type"])
 VALUES = st.one_of(
     st.sampled_from([b"", b"a", b"a b", b"close", b"\xe9t\xe9", b"a,b;c=d", b" \t", b"x\t"]),
@@ -525,10 +527,49 @@ def test_what_is_valid_is_read_as_h11_reads_it(answer: tuple[bytes, Asked]) -> N
     reading = read_by_h11(data, asked)
     assert reading.taken
     assert read([data], [asked]).refusal is None
-    assert_read_alike(data, asked)
+    assert assert_read_alike(data, asked) == ["taken"]
 
 
 @TRIED
 @given(answer=spoiled_answers())
 def test_what_is_spoiled_is_refused_or_read_as_h11_reads_it(answer: tuple[bytes, Asked]) -> None:
-    assert_read_alike(*answer)
+    for what_came in assert_read_alike(*answer):
+        event(what_came)
+
+
+CHANGED = {
+    "counted": HEAD + b"Content-Length: 5\r\n\r\nhello",
+    "chunked": CHUNKED + b"1\r\nx\r\n00a;b=c\r\n0123456789\r\n0\r\n\r\n",
+    "trailers": CHUNKED + b"0;a\r\nb: c\r\nd:e \r\n\r\n",
+    "until close": HEAD + b"Connection: close\r\n\r\nhello",
+    "interim": b"HTTP/1.1 103 Hints\r\na: b\r\n\r\nHTTP/1.1 304 \r\nContent-Length: 5\r\n\r\n",
+    "101": b"HTTP/1.1 101 x\r\nUpgrade: x\r\n\r\nraw",
+}
+CHANGES = [
+    b"",
+    b"\n",
+    b"\r",
+    b"\r\n",
+    b"\r\n\r\n",
+    b"\r\n ",
+    b" ",
+    b"\t",
+    b"\x00",
+    b"\x01",
+    b":",
+    b";",
+    b",",
+    b"=",
+    b'"',
+    b"0",
+    b"x",
+]
+
+
+@pytest.mark.parametrize("data", CHANGED.values(), ids=list(CHANGED))
+def test_every_small_change_is_refused_or_read_as_h11_reads_it(data: bytes) -> None:
+    """At every byte: something put in before it, or in its place, or in the place of it and the next."""
+    for at in range(len(data) + 1):
+        for change in CHANGES:
+            for until in (at, at + 1, at + 2):
+                assert_read_alike(data[:at] + change + data[until:], SWITCH)
