@@ -11,7 +11,7 @@ main (manage.py:1);run (asyncio/runners.py:118);send (relay/serving/cycle.py:9) 
 main (manage.py:1);run (asyncio/runners.py:118);send (relay/serving/cycle.py:12);feed (relay/upstreams/answers.py:5) 40
 main (manage.py:1);run (asyncio/runners.py:118) 20
 main (manage.py:1);strange (elsewhere.py:1) 10
-_bootstrap (threading.py:1002);run (threading.py:982);_worker (concurrent/futures/thread.py:81) 900
+Thread._bootstrap (threading.py:1002);Thread.run (threading.py:982);_worker (concurrent/futures/thread.py:81) 900
 """
 
 
