@@ -12,11 +12,12 @@ import asyncio
 import contextlib
 import socket
 import sys
+import time
 
 import httptools
 
 from bench.processes import raise_open_files_limit
-from bench.transfers import EVENT_GAP_SECONDS, STALL_EVERY_BYTES, STALL_SECONDS
+from bench.transfers import DROPS_IN_KERNEL, EVENT_GAP_SECONDS, PIECE_BYTES, STALL_EVERY_BYTES, STALL_SECONDS
 
 EVENT_HEAD = (
     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-store\r\nConnection: close\r\n\r\n"
@@ -29,7 +30,12 @@ class Request:
     def __init__(self) -> None:
         self.target = b""
         self.body_bytes = 0
+        self.announced_bytes: int | None = None
         self.complete = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if name.lower() == b"content-length":
+            self.announced_bytes = int(value)
 
     def on_url(self, target: bytes) -> None:
         self.target += target
@@ -56,10 +62,18 @@ async def answer(connection: socket.socket) -> None:
     loop = asyncio.get_running_loop()
     request = Request()
     parser = httptools.HttpRequestParser(request)
-    piece = memoryview(bytearray(1 << 20))
+    piece = memoryview(bytearray(PIECE_BYTES))
     next_stall = STALL_EVERY_BYTES
     with connection, contextlib.suppress(ConnectionError):
         while not request.complete:
+            if request.announced_bytes is not None and request.body_bytes and DROPS_IN_KERNEL:
+                stalls = request.target == b"/stalling-sink"
+                request.body_bytes += await asyncio.to_thread(
+                    drop, connection, request.announced_bytes - request.body_bytes, stalls=stalls
+                )
+                if request.body_bytes < request.announced_bytes:
+                    return
+                break
             got = await loop.sock_recv_into(connection, piece)
             if not got:
                 return
@@ -78,6 +92,23 @@ async def answer(connection: socket.socket) -> None:
         count = str(request.body_bytes).encode()
         head = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
         await loop.sock_sendall(connection, head % len(count) + count)
+
+
+def drop(connection: socket.socket, left: int, *, stalls: bool) -> int:
+    """Have the kernel drop `left` bytes of a body, and count them. Runs in a thread."""
+    piece = bytearray(PIECE_BYTES)
+    connection.setblocking(True)
+    got, next_stall = 0, STALL_EVERY_BYTES
+    while got < left:
+        size = connection.recv_into(piece, min(left - got, PIECE_BYTES), socket.MSG_TRUNC)
+        if not size:
+            break
+        got += size
+        if stalls and got >= next_stall:
+            next_stall += STALL_EVERY_BYTES
+            time.sleep(STALL_SECONDS)
+    connection.setblocking(False)
+    return got
 
 
 if __name__ == "__main__":

@@ -56,6 +56,7 @@ _ORIGIN = """
             proxy_http_version 1.1;
             proxy_buffering off;
             proxy_request_buffering off;
+            client_body_buffer_size 1m;
         }}
 """
 

@@ -82,7 +82,7 @@ async def _carry(request: RelayRequest) -> RelayResponse:
     exchange = request.exchange = Exchange(upstream, method=method)
     if upstream.total_timeout_seconds is not None:
         request.limit_seconds(upstream.total_timeout_seconds, errors.TotalTimedOut())
-    if not fields.expects_continue:
+    if not (fields.expects_continue and fields.has_body):
         request.inbound.open()
     mount = root + upstream.mount if root else upstream.mount
     offers_trailers = TRAILERS in extensions
