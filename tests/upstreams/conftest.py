@@ -53,13 +53,13 @@ class Seam:
     def __init__(self, origin: Origin, transport: PooledTransport) -> None:
         self.transport = transport
         self.upstream = upstream_at(origin)
-        self._origin = origin
+        self.origin = origin
         self._revision = 1
 
     def rules(self, **fields: Any) -> Upstream:
         """From now on this upstream is asked for: the next revision."""
         self._revision += 1
-        self.upstream = upstream_at(self._origin, **{"revision": self._revision} | fields)
+        self.upstream = upstream_at(self.origin, **{"revision": self._revision} | fields)
         return self.upstream
 
     @property

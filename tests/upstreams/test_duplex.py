@@ -243,6 +243,25 @@ async def test_a_reset_is_told_to_reader_and_writer(origin: Origin, seam: Seam) 
             await stream.write(b"x")
 
 
+async def test_a_reset_is_told_to_who_waits_to_write() -> None:
+    async with narrow() as (origin, seam):
+        gate = Gate()
+
+        async def script(exchange: Exchange) -> None:
+            await exchange.send(SWITCH)
+            exchange.pause_reading()
+            await gate.wait()
+            exchange.abort()
+
+        origin.otherwise(script)
+        async with switched(seam) as stream:
+            writing = asyncio.create_task(stream.write(patterned(MUCH)))
+            await until(lambda: stream._connection._room is not None)
+            gate.open()
+            with pytest.raises(httpx.WriteError):
+                await asyncio.wait_for(writing, 2)
+
+
 # Bounds and time.
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -15,8 +16,9 @@ from relay.upstreams import wire as wire_room
 from relay.upstreams.connection import WRITE_BUFFER_BYTES, Connection
 from relay.upstreams.transport import PooledTransport
 from relay.upstreams.wire import READ_BUFFER_BYTES, Wire
-from tests.behaviour.conftest import until, until_still
+from tests.behaviour.conftest import until, until_still, upstream_at
 from tests.origin import (
+    RESET_ON_CLOSE,
     Exchange,
     Gate,
     Origin,
@@ -590,6 +592,28 @@ async def test_an_answer_that_came_before_a_reset_is_heard(reads: bool) -> None:
         assert (answer.status, answer.body) == (413, b"too large")
 
 
+@pytest.mark.parametrize("answered", [b"too large", b"too"])
+async def test_an_answer_is_heard_though_the_next_piece_meets_the_reset_first(seam: Seam, answered: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        seam.upstream = upstream_at(seam.origin, port=listener.getsockname()[1])
+
+        async def overtaken() -> AsyncIterator[bytes]:
+            # All of it within one turn of the loop, so that writing finds out before reading does.
+            peer, _ = listener.accept()
+            with peer:
+                peer.send(b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 9\r\n\r\n" + answered)
+                peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+            yield PIECE
+
+        asking = seam.get(method="POST", pairs=CHUNKED, body=overtaken())
+        if answered == b"too large":
+            answer = await asking
+            assert (answer.status, answer.body) == (413, b"too large")
+        else:
+            with pytest.raises(faults.HungUp):
+                await asking
+
+
 async def test_half_an_answer_before_a_reset_is_no_answer() -> None:
     async with narrow() as (origin, seam):
         gate = Gate()
@@ -801,6 +825,18 @@ async def test_the_heads_time_begins_when_the_request_has_been_sent(origin: Orig
     body.give(None)
     with pytest.raises(faults.HeadTimeout):
         await asking
+
+
+async def test_the_time_of_one_exchange_ends_with_it(origin: Origin, seam: Seam) -> None:
+    seam.rules(head_timeout_seconds=0.1)
+    origin.otherwise(reply())
+    await seam.get()
+    body = Body()
+    asking = asyncio.create_task(seam.get(method="POST", pairs=CHUNKED, body=body))
+    await seconds(0.25)
+    body.give(None)
+    assert (await asking).status == 200
+    assert origin.connections_made == 1
 
 
 async def test_a_body_that_does_not_go_on(origin: Origin, seam: Seam) -> None:
