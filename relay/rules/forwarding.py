@@ -23,6 +23,7 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:+/=-]{8,128}")
 _ENTRY = re.compile(rb"\[([0-9A-Fa-f:.]+)\](?::[0-9]{1,5})?|([0-9.]+)(?::[0-9]{1,5})?|([0-9A-Fa-f:.]+)")
 _CACHED_ADDRESSES = 4096
 _CACHED_LINES = 2048
+_LONGEST_CACHED_HOST = 261  # a name of 255 bytes and its port; callers must not fill memory with longer ones
 
 Lines = tuple[tuple[bytes, bytes], ...]
 
@@ -79,6 +80,8 @@ def forwarded_headers(
     these five names.
     """
     if not (peer_is_trusted and incoming):
+        if len(host) > _LONGEST_CACHED_HOST:
+            return _own_lines.__wrapped__(peer, scheme, host, prefix)
         return _own_lines(peer, scheme, host, prefix)
     address = _node(peer)
     sound_host = host if _HOST.fullmatch(host) else b""

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from relay.rules import forwarding
 from relay.rules.forwarding import TrustedProxies, client_address, forwarded_headers, request_id
 
 TRUSTED = TrustedProxies(["10.0.0.0/8", "fd00::/8, 192.0.2.7"])
@@ -224,3 +225,14 @@ def test_forwarded_is_one_element_of_rfc_7239_whatever_the_host(peer: object, ho
 )
 def test_a_request_id_is_kept_when_well_formed_and_trusted(incoming: bytes | None, trusted: bool, kept: bool) -> None:
     assert request_id(incoming, trusted=trusted, make=lambda: b"made") == (incoming if kept else b"made")
+
+
+def test_a_host_longer_than_any_name_is_told_but_not_kept() -> None:
+    kept = forwarding._own_lines.cache_info
+    before = kept().misses
+    for host in (b"a" * 262, b"b" * 60_000):
+        lines = forwarded_headers(
+            peer="192.0.2.1", peer_is_trusted=False, scheme=b"http", host=host, prefix=b"/relay/o", incoming={}
+        )
+        assert (b"x-forwarded-host", host) in lines
+    assert kept().misses == before
