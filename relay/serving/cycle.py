@@ -31,6 +31,8 @@ HELD_BYTES = 16 * 1024
 """Up to this is held for what follows in the same turn of the event loop, and copied together with it."""
 KNOWN_NAMES = 1024
 """How many spellings of field names are remembered as valid."""
+KNOWN_NAME_BYTES = 64
+"""Longer ones are not: names are the upstream's to shape."""
 
 NO_TRAILERS = re.compile(
     rb"(?i)connection|content-(?:encoding|length|range|type)|host|keep-alive|proxy-connection|te|trailer"
@@ -394,7 +396,7 @@ def _start_of(name: bytes) -> bytes:
     if not name or HEADER_RE.search(name):
         raise RuntimeError("Invalid HTTP header name.")
     start = lowered + b": "
-    if len(_starts) < KNOWN_NAMES:
+    if len(_starts) < KNOWN_NAMES and len(name) <= KNOWN_NAME_BYTES:
         _starts[bytes(name)] = start
     return start
 

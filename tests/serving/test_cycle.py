@@ -229,6 +229,13 @@ async def test_only_so_many_names_are_remembered() -> None:
         cycle_room._starts.update(before)
 
 
+async def test_long_names_pass_and_are_not_remembered() -> None:
+    name = b"x-" + b"a" * cycle_room.KNOWN_NAME_BYTES
+    answer = await answer_of(start((name, b"1"), counted(0)), body())
+    assert answer.values(name) == [b"1"]
+    assert name not in cycle_room._starts
+
+
 # Bodies.
 
 
