@@ -189,6 +189,10 @@ def _secret(text: str) -> str:
     return text
 
 
+def _secrets(text: str) -> tuple[str, ...]:
+    return tuple(_secret(word) for word in _words(text))
+
+
 def _database(text: str) -> dict[str, Any]:
     """Django's own form of a database URL. The text may hold a password: no error repeats it."""
     scheme = text.partition("://")[0]
@@ -267,6 +271,26 @@ VARIABLES: tuple[Variable, ...] = (
         expects=f"at least {secret_key.SHORTEST} random characters",
         help="Signs sessions and tokens; the same for all machines of one installation. `make run` makes the file.",
         parse=_secret,
+        is_secret=True,
+    ),
+    Variable(
+        name="SECRET_KEY_FALLBACKS",
+        default="",
+        expects=f"secret keys of at least {secret_key.SHORTEST} characters, separated by commas",
+        help="Former secret keys: what was signed or sealed with them is still accepted. Empty it after a rotation.",
+        parse=_secrets,
+        is_secret=True,
+    ),
+    Variable(
+        name="RELAY_ENCRYPTION_KEYS",
+        default="",
+        default_words="made from the secret key",
+        expects=f"one or more of at least {secret_key.SHORTEST} random characters, separated by commas, newest first",
+        help=(
+            "Seal the secrets in the database: the first seals, all of them open, and so does the secret key. To "
+            "replace one, put a new one before it, run `manage.py secrets rotate`, then take the old one out."
+        ),
+        parse=_secrets,
         is_secret=True,
     ),
     Variable(

@@ -20,6 +20,7 @@ _env = environment.read()
 BASE_DIR = environment.CODE_ROOT
 DEBUG: bool = _env["DEBUG"]
 SECRET_KEY: str = _env["SECRET_KEY"]
+SECRET_KEY_FALLBACKS: list[str] = list(_env["SECRET_KEY_FALLBACKS"])
 RELAY_ADMIN_HOSTS: tuple[str, ...] = _env["RELAY_ADMIN_HOSTS"]
 ALLOWED_HOSTS: list[str] = [*_env["ALLOWED_HOSTS"], *RELAY_ADMIN_HOSTS]
 CSRF_TRUSTED_ORIGINS: list[str] = list(_env["CSRF_TRUSTED_ORIGINS"])
@@ -227,6 +228,7 @@ UNFOLD: dict[str, Any] = {
 }
 
 RELAY_DATA_DIR = _env["RELAY_DATA_DIR"]
+RELAY_ENCRYPTION_KEYS: tuple[str, ...] = _env["RELAY_ENCRYPTION_KEYS"]
 RELAY_MIDDLEWARE: tuple[str, ...] = _env["RELAY_MIDDLEWARE"]
 RELAY_TRUSTED_PROXIES: tuple[str, ...] = _env["TRUSTED_PROXIES"]
 RELAY_MAX_HEADER_BYTES: int = _env["RELAY_MAX_HEADER_BYTES"]

@@ -13,9 +13,11 @@ class RelayConfig(AppConfig):
     def ready(self) -> None:
         from relay import checks  # noqa: F401 - registers the checks
         from relay.catalog import watcher
+        from relay.models import consumers
         from relay.observing import access_log
         from relay.upstreams import client
 
         for room in (client, access_log, watcher):
             room.connect_signals()
+        consumers.follow_people()
         watcher.subscribe(client.retire_pools)

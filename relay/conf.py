@@ -7,7 +7,7 @@ values that cannot work; nothing here does I/O.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -36,6 +36,8 @@ class Conf:
     via: str
     """The name this installation gives itself in `Via`; a request that comes with it has looped."""
     catalog_poll_seconds: float
+    encryption_keys: tuple[str, ...] = field(repr=False)
+    """The roots of `relay.vault`, newest first: those set for it, then Django's secret key and its fallbacks."""
     transport: str
     """Dotted path of the engine that goes out: an `httpx.AsyncBaseTransport`, called without arguments at start-up."""
 
@@ -57,6 +59,11 @@ def current() -> Conf:
         access_log=getattr(settings, "RELAY_ACCESS_LOG", "stdout"),
         via=getattr(settings, "RELAY_VIA", "") or _installation_name(),
         catalog_poll_seconds=getattr(settings, "RELAY_CATALOG_POLL_SECONDS", DEFAULT_CATALOG_POLL_SECONDS),
+        encryption_keys=(
+            *getattr(settings, "RELAY_ENCRYPTION_KEYS", ()),
+            settings.SECRET_KEY,
+            *settings.SECRET_KEY_FALLBACKS,
+        ),
         transport=getattr(settings, "RELAY_TRANSPORT", DEFAULT_TRANSPORT),
     )
 

@@ -1,8 +1,6 @@
-"""The table of allowed upstreams, their header rules, and the log of what changed.
+"""The table of allowed upstreams and their header rules.
 
-Validation lives here (`full_clean` runs on every save) and in database constraints, so admin, commands and the shell
-give the same verdicts. Every write also bumps `Revision` and notes the slug in `Change`, in the same transaction;
-`relay.catalog` reads those two to learn what to load again. Requests are never decided from these tables.
+Validation lives here and in database constraints, so admin, commands and the shell give the same verdicts.
 """
 
 from __future__ import annotations
@@ -10,21 +8,18 @@ from __future__ import annotations
 import math
 import re
 import ssl
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterable
 from ipaddress import ip_address
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.core.validators import MaxLengthValidator, MaxValueValidator, MinValueValidator, RegexValidator
-from django.db import models, router, transaction
-from django.db.models import F, Q
-from django.db.models.signals import pre_delete, pre_save
-from django.dispatch import receiver
-from django.utils import timezone
+from django.db import models
+from django.db.models import Q
 
 from relay.conf import MOUNT
+from relay.models.revisions import Recorded, RecordingQuerySet, Subject, record_writes_of
 from relay.rules import addresses, headers, urls
 
 SLUG_PATTERN = r"^[a-z0-9]([a-z0-9_-]{0,61}[a-z0-9])?\Z"
@@ -55,120 +50,6 @@ _bytes = [MinValueValidator(0), MaxValueValidator(LARGEST_BYTES)]
 _connections = [MinValueValidator(1), MaxValueValidator(MOST_CONNECTIONS)]
 
 
-class Revision(models.Model):
-    """One row: the number of the last change. Bumping it locks the row, so numbers are handed out in commit order."""
-
-    value = models.PositiveBigIntegerField(default=0)
-
-    class Meta:
-        constraints = (models.CheckConstraint(condition=Q(id=1), name="relay_revision_single_row"),)
-
-    def __str__(self) -> str:
-        return str(self.value)
-
-
-class Change(models.Model):
-    """The revision at which an upstream last changed or was removed; one row a slug."""
-
-    slug = models.CharField(max_length=63, primary_key=True)
-    revision = models.PositiveBigIntegerField(db_index=True)
-
-    def __str__(self) -> str:
-        return f"{self.slug} at {self.revision}"
-
-
-def record_changes(slugs: Iterable[str], *, using: str) -> None:
-    """Note that these upstreams changed. Call it inside the transaction that changes them, before the change itself:
-    the lock order is then the same everywhere. A lazy `slugs` is read once the lock is held, so nothing moves under it.
-    """
-    revisions = Revision.objects.using(using)
-    if not revisions.filter(pk=1).update(value=F("value") + 1):
-        revisions.get_or_create(pk=1)
-        revisions.filter(pk=1).update(value=F("value") + 1)
-    revision = revisions.get(pk=1).value
-    Change.objects.using(using).bulk_create(
-        [Change(slug=slug, revision=revision) for slug in sorted(set(slugs))],
-        batch_size=1000,
-        update_conflicts=True,
-        unique_fields=["slug"],
-        update_fields=["revision"],
-    )
-
-
-_Row = TypeVar("_Row", bound="Upstream | HeaderRule")
-
-
-class RecordingQuerySet(models.QuerySet[_Row]):
-    """Bulk writes skip `save()`; these are recorded and validated all the same."""
-
-    def update(self, **kwargs: Any) -> int:
-        self._for_write = True
-        for field in self.model.touched_by_updates:
-            kwargs.setdefault(field, timezone.now())
-        keys: list[int] = []
-
-        def touched() -> Iterator[str]:
-            for key, slug in self.order_by().values_list("pk", self.model.slug_lookup):
-                keys.append(key)
-                yield slug
-
-        with transaction.atomic(using=self.db):
-            record_changes(touched(), using=self.db)
-            count = super().update(**kwargs)
-            if not self.model.free_of_checks.issuperset(kwargs):
-                self._check_updated(keys, frozenset(kwargs))
-            return count
-
-    def _check_updated(self, keys: list[int], fields: frozenset[str]) -> None:
-        """Values may have been expressions: what counts is what the rows hold now."""
-        rows = self.model._base_manager.using(self.db)
-        others = {field.name for field in self.model._meta.fields if not {field.name, field.attname} & fields}
-        for start in range(0, len(keys), 500):
-            some = keys[start : start + 500]
-            for row in rows.filter(pk__in=some):
-                row.clean_fields(exclude=others)
-                row.clean()
-            if fields & {"slug", "upstream", "upstream_id"}:
-                record_changes(rows.filter(pk__in=some).values_list(self.model.slug_lookup, flat=True), using=self.db)
-
-    update.alters_data = True  # type: ignore[attr-defined]  # Django's mark, which keeps templates from calling it
-
-    def bulk_create(self, objs: Iterable[_Row], *args: Any, **kwargs: Any) -> list[_Row]:
-        self._for_write = True
-        rows = list(objs)
-        for row in rows:
-            row.clean_fields(exclude={"upstream"})
-            row.clean()
-
-        def touched() -> Iterator[str]:
-            for row in rows:
-                yield from touched_slugs(row, using=self.db) if row.pk else (row.upstream_slug,)
-
-        with transaction.atomic(using=self.db):
-            record_changes(touched(), using=self.db)
-            return super().bulk_create(rows, *args, **kwargs)
-
-    bulk_create.alters_data = True  # type: ignore[attr-defined]  # as above
-
-    def delete(self) -> tuple[int, dict[str, int]]:
-        self._for_write = True
-        with transaction.atomic(using=self.db):
-            record_changes(self.order_by().values_list(self.model.slug_lookup, flat=True), using=self.db)
-            return super().delete()
-
-    delete.alters_data = True  # type: ignore[attr-defined]  # as above
-    delete.queryset_only = True  # type: ignore[attr-defined]  # no `Upstream.objects.delete()`
-
-
-def touched_slugs(row: Upstream | HeaderRule, *, using: str) -> Iterator[str]:
-    """The upstreams that writing or removing `row` changes: its own, and the one that the database has it under."""
-    # A fixture's header rule may come before its upstream, which then records the slug itself.
-    with suppress(Upstream.DoesNotExist):
-        yield row.upstream_slug
-    if row.pk is not None:
-        yield from type(row)._base_manager.using(using).filter(pk=row.pk).values_list(row.slug_lookup, flat=True)
-
-
 def _between(field: str, least: float, most: float) -> Q:
     return Q(**{f"{field}__gte": least, f"{field}__lte": most})
 
@@ -192,13 +73,12 @@ class HostHeader(models.TextChoices):
     CALLER = "caller", "The host name the caller used"
 
 
-class Upstream(models.Model):
+class Upstream(Recorded):
     """One allowed destination. The slug is its segment in relay URLs; all under `base_url` can be reached by it."""
 
-    slug_lookup: ClassVar[str] = "slug"
+    subject_lookups: ClassVar[tuple[str, ...]] = ("slug",)
     touched_by_updates: ClassVar[tuple[str, ...]] = ("changed_at",)
     free_of_checks: ClassVar[frozenset[str]] = frozenset({"changed_at", "changed_by", "enabled"})
-    """Fields whose column type is all the validation there is, so that bulk switches stay one statement."""
 
     slug = models.CharField(
         max_length=63,
@@ -362,16 +242,8 @@ class Upstream(models.Model):
     def __str__(self) -> str:
         return self.name or self.slug
 
-    def save(self, *args: Any, **kwargs: Any) -> None:
-        self.full_clean()
-        using = kwargs.get("using") or router.db_for_write(Upstream, instance=self)
-        with transaction.atomic(using=using):
-            record_changes(touched_slugs(self, using=using), using=using)
-            super().save(*args, **kwargs)
-
-    @property
-    def upstream_slug(self) -> str:
-        return self.slug
+    def subjects(self, *, using: str) -> Iterable[Subject]:
+        return (self.slug,)
 
     @property
     def relay_path(self) -> str:
@@ -432,12 +304,10 @@ class Action(models.TextChoices):
     REMOVE = "remove", "Remove"
 
 
-class HeaderRule(models.Model):
+class HeaderRule(Recorded):
     """A fixed change to the header fields of an upstream's exchanges. Values may be secrets: never print them."""
 
-    slug_lookup: ClassVar[str] = "upstream__slug"
-    touched_by_updates: ClassVar[tuple[str, ...]] = ()
-    free_of_checks: ClassVar[frozenset[str]] = frozenset()
+    subject_lookups: ClassVar[tuple[str, ...]] = ("upstream__slug",)
 
     upstream = models.ForeignKey(Upstream, on_delete=models.CASCADE, related_name="header_rules")
     side = models.CharField(max_length=10, choices=Side, default=Side.REQUEST)
@@ -473,16 +343,8 @@ class HeaderRule(models.Model):
     def __str__(self) -> str:
         return f"{self.action} {self.name} on the {self.side}"
 
-    def save(self, *args: Any, **kwargs: Any) -> None:
-        self.full_clean()
-        using = kwargs.get("using") or router.db_for_write(HeaderRule, instance=self)
-        with transaction.atomic(using=using):
-            record_changes(touched_slugs(self, using=using), using=using)
-            super().save(*args, **kwargs)
-
-    @property
-    def upstream_slug(self) -> str:
-        return self.upstream.slug
+    def subjects(self, *, using: str) -> Iterable[Subject]:
+        return (self.upstream.slug,)
 
     def clean(self) -> None:
         problems: dict[str, ValidationError] = {}
@@ -502,25 +364,7 @@ class HeaderRule(models.Model):
             raise ValidationError(problems)
 
 
-@receiver(pre_delete, sender=Upstream)
-@receiver(pre_delete, sender=HeaderRule)
-def _record_removal(
-    instance: Upstream | HeaderRule, using: str, origin: models.Model | models.QuerySet[Any] | None = None, **_: Any
-) -> None:
-    """For `row.delete()`. A queryset records all of its rows at once, and an upstream speaks for its header rules."""
-    if not isinstance(origin, RecordingQuerySet) and (origin is instance or not isinstance(origin, Upstream)):
-        record_changes(touched_slugs(instance, using=using), using=using)
-
-
-@receiver(pre_save, sender=Upstream)
-@receiver(pre_save, sender=HeaderRule)
-def _record_fixture(instance: Upstream | HeaderRule, raw: bool, using: str, **_: Any) -> None:
-    """`loaddata` writes rows without calling `save()`, in one transaction of its own. Rows may come in any order, so
-    what they point to may come later."""
-    if raw:
-        instance.clean_fields(exclude={"upstream", "created_by", "changed_by"})
-        instance.clean()
-        record_changes(touched_slugs(instance, using=using), using=using)
+record_writes_of(Upstream, HeaderRule)
 
 
 def canonical_methods(text: str) -> str:

@@ -1,0 +1,36 @@
+"""What admins save. Requests are never decided from these tables: `relay.catalog` makes snapshots of them."""
+
+from __future__ import annotations
+
+from relay.models.consumers import ApiKey, Consumer, Grant
+from relay.models.revisions import Change, ConsumerChange, Recorded, RecordingQuerySet, Revision, record_changes
+from relay.models.upstreams import (
+    Access,
+    Action,
+    Delivery,
+    HeaderRule,
+    HostHeader,
+    Side,
+    Upstream,
+    refuse_nan,
+)
+
+__all__ = [
+    "Access",
+    "Action",
+    "ApiKey",
+    "Change",
+    "Consumer",
+    "ConsumerChange",
+    "Delivery",
+    "Grant",
+    "HeaderRule",
+    "HostHeader",
+    "Recorded",
+    "RecordingQuerySet",
+    "Revision",
+    "Side",
+    "Upstream",
+    "record_changes",
+    "refuse_nan",
+]

@@ -1,0 +1,52 @@
+"""What a consumer may do at an upstream: methods and paths, decided on raw bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from relay.rules.paths import check_path
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """Empty `methods` or `prefixes`: all of them."""
+
+    methods: frozenset[str] = frozenset()
+    prefixes: tuple[bytes, ...] = ()
+    """Each as callers write it after the slug, beginning with `/`."""
+
+    def allows(self, method: str, path: bytes) -> bool:
+        """`path` is what follows the slug, checked to be unambiguous; empty for the mount itself.
+
+        A grant of GET has HEAD in it, as in RFC 9110 section 9.3.2: the same without a body.
+        """
+        if self.methods and method not in self.methods and not (method == "HEAD" and "GET" in self.methods):
+            return False
+        return not self.prefixes or any(is_below(path, prefix) for prefix in self.prefixes)
+
+
+def is_below(path: bytes, prefix: bytes) -> bool:
+    """`/v1/chat` has itself and `/v1/chat/...` below it, not `/v1/chatter`; `/v1/` only what follows the slash.
+
+    Compared byte for byte: another spelling of the same path is not below it, which refuses and never opens.
+    """
+    return path == prefix or path.startswith(prefix if prefix.endswith(b"/") else prefix + b"/")
+
+
+def allow(grants: Iterable[Grant], method: str, path: bytes) -> bool:
+    return any(grant.allows(method, path) for grant in grants)
+
+
+def check_prefix(text: str) -> None:
+    """Raises ValueError, saying what to do, for a prefix that no path can have."""
+    if not text.startswith("/"):
+        raise ValueError(f"“{text}” does not begin with a slash: write /{text.lstrip('/')}.")
+    if "?" in text or "#" in text:
+        raise ValueError(f"“{text}” has a query or fragment: write the path alone.")
+    if not text.isascii() or not text.isprintable() or " " in text:
+        raise ValueError(f"“{text}” is not as it travels: percent-encode spaces and letters beyond ASCII.")
+    try:
+        check_path(text.encode())
+    except Exception as problem:
+        raise ValueError(f"“{text}” could be read in more than one way: leave out dot segments.") from problem
