@@ -17,11 +17,14 @@ from contextlib import contextmanager
 from itertools import groupby
 from operator import attrgetter
 from typing import cast
+from uuid import UUID
 
 from django.db import DEFAULT_DB_ALIAS, Error, ProgrammingError, close_old_connections, connections, transaction
 from django.db.models import OuterRef, QuerySet, Subquery
 
 from relay import models
+from relay.catalog import consumers
+from relay.catalog.roster import Roster
 from relay.catalog.snapshot import HeaderChanges, Snapshot, Upstream
 from relay.rules.addresses import parse_networks
 from relay.rules.headers import check_rule_name, check_rule_value, compile_changes
@@ -38,6 +41,7 @@ MANY_CHANGES = 2000
 MANY_OBJECTS = 50_000
 
 _COLUMNS = (
+    "id",
     "slug",
     "base_url",
     "access",
@@ -72,17 +76,21 @@ class CatalogUnreadable(Exception):
 
 
 def load_all() -> Snapshot:
-    """Every enabled upstream. Raises `CatalogUnreadable`. 100,000 rows take seconds, in which other threads run on."""
+    """Every enabled upstream and live consumer. Raises `CatalogUnreadable`.
+
+    100,000 rows take seconds, in which other threads run on.
+    """
     with _reading(), _without_collections():
         revision = _revision()
-        return Snapshot(_read(models.Upstream.objects.all()), revision=revision)
+        roster = Roster(consumers.read_all())
+        return Snapshot(_read(models.Upstream.objects.all()), roster=roster, revision=revision)
 
 
 def load_changes(since: Snapshot) -> Snapshot | None:
     """The snapshot after `since`, or None when nothing changed. Raises `CatalogUnreadable`.
 
-    Three statements, and work in proportion to what changed. A revision below that of `since` means another database
-    (one restored, or flushed): all is read anew.
+    Four or five statements, and work in proportion to what changed. A revision below that of `since` means another
+    database (one restored, or flushed): all is read anew.
     """
     with _reading():
         revision = _revision()
@@ -92,16 +100,25 @@ def load_changes(since: Snapshot) -> Snapshot | None:
             changes = models.Change.objects.filter(revision__gt=since.revision)
             slugs = set(changes.values_list("slug", flat=True))
             rows = models.Upstream.objects.filter(slug__in=changes.values("slug"))
-            if len(slugs) < MANY_CHANGES:
-                return _following(since, slugs, rows, revision=revision)
+            callers = models.ConsumerChange.objects.filter(revision__gt=since.revision)
+            consumer_ids = set(callers.values_list("consumer_id", flat=True))
+            if len(slugs) + len(consumer_ids) < MANY_CHANGES:
+                return _following(since, slugs, rows, consumer_ids, revision=revision)
             with _without_collections():
-                return _following(since, slugs, rows, revision=revision)
+                return _following(since, slugs, rows, consumer_ids, revision=revision)
     return load_all()
 
 
-def _following(since: Snapshot, slugs: set[str], rows: QuerySet[models.Upstream], *, revision: int) -> Snapshot:
-    changed = list(_read(rows))
-    return since.with_changes(changed, slugs.difference(upstream.slug for upstream in changed), revision=revision)
+def _following(
+    since: Snapshot, slugs: set[str], rows: QuerySet[models.Upstream], consumer_ids: set[UUID], *, revision: int
+) -> Snapshot:
+    changed = list(_read(rows)) if slugs else []
+    removed = slugs.difference(upstream.slug for upstream in changed)
+    roster: Roster | None = None
+    if consumer_ids:
+        entries = list(consumers.read_some(consumer_ids))
+        roster = since.roster.with_changes(entries, consumer_ids.difference(consumer.id for consumer, _ in entries))
+    return since.with_changes(changed, removed, roster=roster, revision=revision)
 
 
 def release_connections() -> None:
@@ -205,6 +222,7 @@ def snapshot_of(row: models.Upstream, rules: Iterable[tuple[str, str, str, str]]
         # SQLite stores any type in any column.
         return Upstream(
             slug=row.slug,
+            id=row.id or 0,
             revision=revision,
             scheme=base.scheme,
             host=base.host,

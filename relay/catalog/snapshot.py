@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
 from zlib import crc32
 
+from relay.catalog.roster import ApiKey, Consumer, Roster
+
 SHARDS = 1024
 
 
@@ -36,6 +38,8 @@ class Upstream:
     """One enabled upstream as requests see it. Times in seconds, sizes in bytes; None means no limit."""
 
     slug: str
+    id: int = 0
+    """The row's; grants name it, so that they outlive a change of the slug."""
     revision: int
     """When it was last changed; two pictures of a slug with the same revision are the same."""
 
@@ -93,27 +97,36 @@ class Upstream:
 
 
 _Shards = tuple[dict[bytes, Upstream], ...]
+_NOBODY = Roster()
 
 
 class Snapshot:
-    """All enabled upstreams at one revision. Immutable: `with_changes` gives the next one."""
+    """All enabled upstreams and live consumers at one revision. Immutable: `with_changes` gives the next one."""
 
-    __slots__ = ("_shards", "revision")
+    __slots__ = ("_shards", "revision", "roster")
 
-    def __init__(self, upstreams: Iterable[Upstream] = (), *, revision: int = 0) -> None:
+    def __init__(self, upstreams: Iterable[Upstream] = (), *, roster: Roster = _NOBODY, revision: int = 0) -> None:
         shards: _Shards = tuple({} for _ in range(SHARDS))
         for upstream in upstreams:
             key = upstream.slug.encode()
             shards[crc32(key) % SHARDS][key] = upstream
         self._shards = shards
+        self.roster = roster
         self.revision = revision
 
     def find(self, slug: bytes) -> Upstream | None:
         """The upstream of this exact URL segment; nothing is decoded or folded."""
         return self._shards[crc32(slug) % SHARDS].get(slug)
 
-    def with_changes(self, changed: Iterable[Upstream], removed: Iterable[str], *, revision: int) -> Snapshot:
-        """The next snapshot. Costs as much as what changed, not as what there is."""
+    def with_changes(
+        self,
+        changed: Iterable[Upstream],
+        removed: Iterable[str],
+        *,
+        roster: Roster | None = None,
+        revision: int,
+    ) -> Snapshot:
+        """The next snapshot. Costs as much as what changed, not as what there is. No `roster`: it is as it was."""
         shards = list(self._shards)
         copied: set[int] = set()
 
@@ -131,17 +144,17 @@ class Snapshot:
             shard_of(key)[key] = upstream
         following = object.__new__(Snapshot)
         following._shards = tuple(shards)
+        following.roster = self.roster if roster is None else roster
         following.revision = revision
         return following
 
-    def not_shared_with(self, following: Snapshot) -> list[Upstream]:
-        """The upstreams in shards that `following` replaced, changed ones or not."""
-        return [
-            upstream
-            for mine, its in zip(self._shards, following._shards, strict=True)
-            if mine is not its
-            for upstream in mine.values()
-        ]
+    def not_shared_with(self, following: Snapshot) -> list[Upstream | Consumer | ApiKey]:
+        """What is in shards that `following` replaced, changed or not."""
+        found: list[Upstream | Consumer | ApiKey] = []
+        for mine, its in zip(self._shards, following._shards, strict=True):
+            if mine is not its:
+                found += mine.values()
+        return found + self.roster.not_shared_with(following.roster)
 
     def __iter__(self) -> Iterator[Upstream]:
         for shard in self._shards:

@@ -236,7 +236,7 @@ def test_the_cost_of_an_edit_does_not_grow_with_the_table(neighbours: int) -> No
         after = loader.load_changes(before)
     assert after is not None
     statements = [query["sql"] for query in reading if query["sql"].startswith(("SELECT", "DECLARE"))]
-    assert len([sql for sql in statements if "set_config" not in sql]) == 3
+    assert len([sql for sql in statements if "set_config" not in sql]) == 4
     assert len(writing) < 25
     assert len(before.not_shared_with(after)) <= 1 + neighbours / 100
 

@@ -1,0 +1,126 @@
+"""Reads consumers, their keys and grants into roster entries. The loader's neighbour, for the same thread.
+
+One statement reads them all, so that a key never meets the grants of another moment.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+from itertools import groupby
+from operator import itemgetter
+from typing import Any
+from uuid import UUID
+
+from django.db.models import CharField, DateTimeField, F, IntegerField, Q, QuerySet, TextField, UUIDField, Value
+from django.db.models.functions import Cast
+
+from relay import models
+from relay.catalog.roster import ApiKey, Consumer, Entry
+from relay.rules.grants import Grant
+
+logger = logging.getLogger(__name__)
+
+_Line = tuple[UUID, str, str, str, str, datetime | None, int | None]
+"""Consumer, what the line is, three texts, a moment and a number."""
+FETCHED_ROWS = 500
+
+
+def read_all() -> Iterator[Entry]:
+    return _read(Q())
+
+
+def read_some(consumer_ids: Iterable[UUID]) -> Iterator[Entry]:
+    """Those of them that are live."""
+    ids = list(consumer_ids)
+    for start in range(0, len(ids), FETCHED_ROWS):
+        yield from _read(Q(id__in=ids[start : start + FETCHED_ROWS]))
+
+
+def _read(which: Q) -> Iterator[Entry]:
+    # Ordered, so that a consumer's own line ("a") comes before its grants and keys.
+    for consumer_id, lines in groupby(_lines(which), key=itemgetter(0)):
+        try:
+            entry = _entry(consumer_id, lines)
+        except (ValueError, TypeError, AttributeError) as problem:
+            logger.error(
+                "Consumer %s is left out: it cannot be read (%s). Save it anew in the admin.",
+                consumer_id,
+                type(problem).__name__,
+            )
+        else:
+            if entry is not None:
+                yield entry
+
+
+def _entry(consumer_id: UUID, lines: Iterable[_Line]) -> Entry | None:
+    name: str | None = None
+    grants: dict[int, tuple[Grant, ...]] = {}
+    digests: list[bytes] = []
+    keys: list[tuple[str, float]] = []
+    for _, kind, first, second, third, moment, number in lines:
+        match kind:
+            case "a-consumer":
+                name = first
+            case "b-grant" if number is not None:
+                grant = Grant(frozenset(second.replace(",", " ").split()), tuple(third.encode().split()))
+                grants[number] = (*grants.get(number, ()), grant)
+            case _:
+                digests.append(bytes.fromhex(first))
+                keys.append((second, math.inf if moment is None else moment.timestamp()))
+    if name is None:
+        return None  # switched off
+    consumer = Consumer(consumer_id, name, grants, tuple(digests))
+    return consumer, tuple(ApiKey(consumer, prefix, expires_at) for prefix, expires_at in keys)
+
+
+def _lines(which: Q) -> Iterator[_Line]:
+    live = Q(enabled=True) & (Q(owner__isnull=True) | Q(owner__is_active=True))
+    consumers = models.Consumer.objects.filter(which & live)
+    chosen = consumers.values("id")
+    own = models.Grant.objects.filter(consumer__in=chosen)
+    lent = models.Grant.objects.filter(group__user__relay_consumers__in=chosen)
+    keys = models.ApiKey.objects.filter(consumer__in=chosen, revoked_at__isnull=True)
+    lines: Any = _columns(consumers, "id", "a-consumer", F("name")).union(
+        _columns(own, "consumer_id", "b-grant", *_OF_GRANTS, number=F("upstream_id")),
+        _columns(lent, "group__user__relay_consumers__id", "b-grant", *_OF_GRANTS, number=F("upstream_id")),
+        _columns(keys, "consumer_id", "c-key", F("digest"), F("prefix"), moment=F("expires_at")),
+        all=True,
+    )
+    yield from lines.order_by("c1", "c2").iterator(chunk_size=FETCHED_ROWS)
+
+
+_EMPTY = Value("")
+_NO_MOMENT = Value(None, output_field=DateTimeField())
+_NO_NUMBER = Value(None, output_field=IntegerField())
+_OF_GRANTS = (_EMPTY, F("methods"), F("path_prefixes"))
+
+
+def _columns(
+    rows: QuerySet[Any],
+    consumer: str,
+    kind: str,
+    first: F | Value,
+    second: F | Value = _EMPTY,
+    third: F | Value = _EMPTY,
+    *,
+    moment: F | Value = _NO_MOMENT,
+    number: F | Value = _NO_NUMBER,
+) -> QuerySet[Any, Any]:
+    """Of one shape for all, type by type: PostgreSQL unites nothing else."""
+    lines: QuerySet[Any, Any] = (
+        rows.order_by()
+        .annotate(
+            c1=Cast(consumer, UUIDField()),
+            c2=Value(kind, output_field=CharField()),
+            c3=Cast(first, TextField()),
+            c4=Cast(second, TextField()),
+            c5=Cast(third, TextField()),
+            c6=Cast(moment, DateTimeField()),
+            c7=Cast(number, IntegerField()),
+        )
+        .values_list("c1", "c2", "c3", "c4", "c5", "c6", "c7")
+    )
+    return lines
