@@ -425,6 +425,13 @@ VARIABLES: tuple[Variable, ...] = (
         parse=_access_log,
     ),
     Variable(
+        name="RELAY_METRICS_NETWORKS",
+        default="127.0.0.0/8,::1/128",
+        expects="networks (CIDR) separated by commas",
+        help="Whose machines may ask for `/metrics` and for the details of `/readyz`; others get 403, or none.",
+        parse=_networks,
+    ),
+    Variable(
         name="RELAY_VIA",
         default="",
         default_words="a name made from the secret key",

@@ -119,7 +119,7 @@ class RelayWorker(UvicornWorker):
     async def _serve(self) -> None:
         """As UvicornWorker's, with our server."""
         keep_freed_memory()
-        from relay.serving.application import begin_draining  # needs Django set up, which loading the application did
+        from relay.serving.status import begin_draining  # needs Django set up, which loading the application did
 
         self.config.app = self.wsgi
         server = DrainingServer(self.config, begin_draining=begin_draining)

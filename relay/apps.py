@@ -15,9 +15,12 @@ class RelayConfig(AppConfig):
         from relay.catalog import watcher
         from relay.models import consumers
         from relay.observing import access_log
-        from relay.upstreams import client
+        from relay.observing import metrics as metrics_room
+        from relay.upstreams import client, exchange
 
-        for room in (client, access_log, watcher):
+        for room in (client, access_log, watcher, metrics_room):
             room.connect_signals()
+        for reading in (client.read, exchange.read, watcher.read, access_log.log.read):
+            metrics_room.metrics.read_from(reading)
         consumers.follow_people()
         watcher.subscribe(client.retire_pools)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from django.conf import settings
@@ -33,6 +34,10 @@ class Conf:
     """Bound of a request's header names and values, added up."""
     access_log: str
     """`stdout`, `off`, or a path that lines are appended to."""
+    metrics_networks: tuple[str, ...]
+    """CIDRs of those who may ask for `/metrics` and the details of `/readyz`."""
+    metrics_folder: Path | None
+    """Where workers leave their numbers for each other. None: each tells of itself alone."""
     via: str
     """The name this installation gives itself in `Via`; a request that comes with it has looped."""
     catalog_poll_seconds: float
@@ -44,6 +49,7 @@ class Conf:
 
 DEFAULT_MAX_HEADER_BYTES = 64 * 1024
 DEFAULT_CATALOG_POLL_SECONDS = 0.5
+DEFAULT_METRICS_NETWORKS = ("127.0.0.0/8", "::1/128")
 DEFAULT_TRANSPORT = "relay.upstreams.transport.PooledTransport"
 
 
@@ -57,6 +63,8 @@ def current() -> Conf:
         admin_hosts=tuple(getattr(settings, "RELAY_ADMIN_HOSTS", ())),
         max_header_bytes=getattr(settings, "RELAY_MAX_HEADER_BYTES", DEFAULT_MAX_HEADER_BYTES),
         access_log=getattr(settings, "RELAY_ACCESS_LOG", "stdout"),
+        metrics_networks=tuple(getattr(settings, "RELAY_METRICS_NETWORKS", DEFAULT_METRICS_NETWORKS)),
+        metrics_folder=getattr(settings, "RELAY_METRICS_FOLDER", None),
         via=getattr(settings, "RELAY_VIA", "") or _installation_name(),
         catalog_poll_seconds=getattr(settings, "RELAY_CATALOG_POLL_SECONDS", DEFAULT_CATALOG_POLL_SECONDS),
         encryption_keys=(

@@ -29,12 +29,17 @@ from django.db import models
 from config.environment import VARIABLES, reference_markdown
 from config.gunicorn import SHUTDOWN_MARGIN_SECONDS
 from relay import errors
+from relay.catalog import watcher
 from relay.management.commands.upstreams import FIELDS
 from relay.models import HeaderRule, Upstream
+from relay.observing import access_log, metrics
+from relay.observing.families import Family
 from relay.rules import addresses, headers
+from relay.upstreams import exchange, transport
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
+METRIC_ROOMS = (access_log, exchange, metrics, transport, watcher)
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
 OWN_COMMANDS = ("first_run", "serve", "upstreams")
 
@@ -218,6 +223,15 @@ def test_every_make_target_in_the_documents_exists() -> None:
     named = found_in_code(r"(?:^|[\s;&|])make (?:[A-Z_]+=\S+ )*([a-z][a-z-]*)")
     assert {"run", "test", "bench"} <= named.keys()
     assert {target: pages for target, pages in named.items() if target not in targets} == {}
+
+
+def test_the_operations_page_has_every_metric_with_its_labels() -> None:
+    page = (DOCS / "operations.md").read_text(encoding="utf-8")
+    told = re.findall(r"^\| `(relay_[a-z_]+)` \| ([^|]*)\|", page, re.MULTILINE)
+    families = [value for room in METRIC_ROOMS for value in vars(room).values() if isinstance(value, Family)]
+    assert {name: re.findall("`([a-z_]+)`", labels) for name, labels in told} == {
+        family.name: list(family.labels) for family in families
+    }
 
 
 def test_every_command_in_the_documents_exists() -> None:

@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, TypeVar, TypeVarTuple
 
 from relay import catalog, conf
 from relay.catalog import loader
 from relay.catalog.snapshot import Snapshot, free_in_slices
+from relay.observing.families import Family, Sample
 from relay.signals import server_shutdown, server_startup
 
 logger = logging.getLogger(__name__)
@@ -44,6 +46,8 @@ class CatalogState:
     """When the first of the failing polls was noticed: ISO 8601, UTC."""
     error: str | None = None
     """Class name of what the last failing poll raised. Never its text: drivers put addresses there."""
+    age_seconds: float = field(default=0.0, compare=False)
+    """Since the snapshot was last known to be what the database has."""
 
 
 class Watcher:
@@ -57,10 +61,12 @@ class Watcher:
         self._thread: ThreadPoolExecutor | None = None
         self._task: asyncio.Task[None] | None = None
         self._polling: asyncio.Future[None] | None = None
+        self._confirmed_at = time.monotonic()
 
     def state(self) -> CatalogState:
         return CatalogState(
             revision=catalog.current().revision,
+            age_seconds=time.monotonic() - self._confirmed_at,
             healthy=self._failing_since is None,
             failing_since=None if self._failing_since is None else self._failing_since.isoformat(timespec="seconds"),
             error=self._error,
@@ -174,11 +180,29 @@ class Watcher:
             logger.error("Edits are not seen, the relay serves what it knows: %s", advice or f"a poll ended in {kind}.")
 
     def _recovered(self) -> None:
+        self._confirmed_at = time.monotonic()
         if self._failing_since is not None:
             logger.warning(
                 "Edits are seen again, after %.0f s.", (datetime.now(UTC) - self._failing_since).total_seconds()
             )
             self._failing_since = self._error = None
+
+
+REVISION = Family("relay_catalog_revision", "gauge", "Number of the last change that is in force.", merge="min")
+AGE = Family(
+    "relay_catalog_age_seconds", "gauge", "Since the catalog was last known to be what the database has.", merge="max"
+)
+UPSTREAMS = Family("relay_catalog_upstreams", "gauge", "Upstreams that are live.", merge="max")
+CONSUMERS = Family("relay_catalog_consumers", "gauge", "Consumers that may call.", merge="max")
+
+
+def read() -> Iterator[tuple[Family, Sample]]:
+    """For `/metrics`."""
+    snapshot, now = catalog.current(), state()
+    yield REVISION, ((), now.revision)
+    yield AGE, ((), now.age_seconds)
+    yield UPSTREAMS, ((), len(snapshot))
+    yield CONSUMERS, ((), len(snapshot.roster))
 
 
 _watcher = Watcher()

@@ -12,6 +12,7 @@ import contextlib
 import os
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -20,12 +21,18 @@ from json.encoder import encode_basestring_ascii as _quoted
 from typing import Any
 
 from relay import conf
+from relay.observing.families import Family, Sample
 from relay.signals import server_shutdown, server_startup
 
 FLUSH_SECONDS = 0.25
 MAX_WAITING_LINES = 20_000
 CLOSE_SECONDS = 1.0
 """How long the end waits for a reader that takes nothing."""
+
+
+DROPPED = Family(
+    "relay_access_log_dropped_lines_total", "counter", "Lines that were not written because too many waited."
+)
 
 
 @dataclass(slots=True)
@@ -78,6 +85,7 @@ class AccessLog:
     def __init__(self) -> None:
         self._lines: list[str] = []
         self._dropped = 0
+        self._dropped_ever = 0
         self._descriptor: int | None = None
         self._owned = False
         self._thread: ThreadPoolExecutor | None = None
@@ -100,6 +108,7 @@ class AccessLog:
             return
         if len(self._lines) >= MAX_WAITING_LINES:
             self._dropped += 1
+            self._dropped_ever += 1
             return
         self._lines.append(entry.line())
         if self._timer is None and self._writing is None:
@@ -154,6 +163,10 @@ class AccessLog:
             os.close(self._descriptor)
         self._descriptor = None
         self._owned = False
+
+    def read(self) -> Iterator[tuple[Family, Sample]]:
+        """For `/metrics`."""
+        yield DROPPED, ((), self._dropped_ever)
 
 
 log = AccessLog()

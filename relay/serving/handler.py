@@ -25,6 +25,7 @@ from django.utils.module_loading import import_string
 
 from relay import conf, errors, views
 from relay.observing import access_log
+from relay.observing.metrics import metrics
 from relay.serving.asgi import TRAILERS, Receive, Scope, Send, mark_aborted
 from relay.serving.problems import problem_response
 from relay.serving.request import RelayRequest
@@ -88,6 +89,7 @@ class RelayHandler(ASGIHandler):
             request.close()
             if response is not None:
                 response.close()
+            metrics.ended(entry, time.perf_counter())
             access_log.log.add(entry)
 
     async def _respond(self, request: RelayRequest) -> RelayResponse:

@@ -7,13 +7,14 @@ is the engine that `RELAY_TRANSPORT` names.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
 import httpx
 from django.utils.module_loading import import_string
 
 from relay import catalog, conf
+from relay.observing.families import Family, Sample
 from relay.signals import server_shutdown, server_startup
 
 
@@ -22,6 +23,13 @@ class KeepsPools(Protocol):
     """A transport that holds something for each upstream, and is told which upstreams are still as they were."""
 
     def keep(self, is_current: Callable[[catalog.Upstream], bool]) -> None: ...
+
+
+@runtime_checkable
+class TellsNumbers(Protocol):
+    """A transport that has something to tell for `/metrics`."""
+
+    def read(self) -> Iterator[tuple[Family, Sample]]: ...
 
 
 class RelayClient(httpx.AsyncClient):
@@ -61,6 +69,12 @@ def retire_pools(snapshot: catalog.Snapshot) -> None:
 
 def _is_current(snapshot: catalog.Snapshot, upstream: catalog.Upstream) -> bool:
     return snapshot.find(upstream.slug.encode()) == upstream
+
+
+def read() -> Iterator[tuple[Family, Sample]]:
+    """For `/metrics`: what the engine tells."""
+    if client is not None and isinstance(client.transport, TellsNumbers):
+        yield from client.transport.read()
 
 
 def connect_signals() -> None:

@@ -9,13 +9,15 @@ wrong comes out as a `RelayError`; httpx shows no further than here.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, NoReturn, cast
 
 import httpx
 
 from relay import errors
 from relay.catalog import Upstream
+from relay.observing.families import Family, Sample
+from relay.observing.metrics import metrics
 from relay.rules.headers import Pairs
 from relay.upstreams import client as client_room
 from relay.upstreams import faults
@@ -23,6 +25,15 @@ from relay.upstreams.messages import SeamRequest
 
 slots: Counter[str] = Counter()
 """Exchanges in flight per slug, in this process. A slug without any has no entry."""
+
+
+IN_FLIGHT = Family("relay_exchanges_in_flight", "gauge", "Exchanges under way.", ("upstream",))
+
+
+def read() -> Iterator[tuple[Family, Sample]]:
+    """For `/metrics`."""
+    for slug, count in slots.items():
+        yield IN_FLIGHT, ((metrics.series_of(slug),), count)
 
 
 class RequestBody(httpx.AsyncByteStream):

@@ -14,14 +14,19 @@ define, each with its `faults.Progress`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import httpx
 
 from relay import catalog
 from relay.catalog import Upstream
+from relay.observing.families import Family, Sample
+from relay.observing.metrics import metrics
 from relay.upstreams.names import Names
 from relay.upstreams.pool import Pool
+
+CONNECTIONS = Family("relay_upstream_connections", "gauge", "Connections to upstreams.", ("upstream", "state"))
+WAITING = Family("relay_connection_waiters", "gauge", "Exchanges that wait for a connection.", ("upstream",))
 
 
 class PooledTransport(httpx.AsyncBaseTransport):
@@ -64,16 +69,29 @@ class PooledTransport(httpx.AsyncBaseTransport):
                 del self._pools[slug]
                 self._retire(pool)
 
+    def read(self) -> Iterator[tuple[Family, Sample]]:
+        """For `/metrics`."""
+        for pool in self.pools():
+            slug = metrics.series_of(pool.upstream.slug)
+            yield CONNECTIONS, ((slug, "idle"), pool.idle_connections)
+            yield CONNECTIONS, ((slug, "busy"), pool.open_connections - pool.idle_connections)
+            yield WAITING, ((slug,), pool.waiting)
+
     @property
     def open_exchanges(self) -> int:
-        return sum(pool.exchanges for pool in (*self._pools.values(), *self._retired))
+        return sum(pool.exchanges for pool in self.pools())
+
+    def pools(self) -> Iterator[Pool]:
+        """Those in use and those that wait for their last exchange."""
+        yield from self._pools.values()
+        yield from self._retired
 
     @property
     def open_pools(self) -> int:
         return len(self._pools) + len(self._retired)
 
     async def aclose(self) -> None:
-        pools = [*self._pools.values(), *self._retired]
+        pools = list(self.pools())
         self._pools.clear()
         self._retired.clear()
         for pool in pools:

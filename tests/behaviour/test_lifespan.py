@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from relay.serving.application import begin_draining
+from relay.serving.status import begin_draining
 from relay.signals import server_shutdown, server_startup
 from relay.upstreams import client as client_room
 from relay.upstreams import exchange as exchange_room

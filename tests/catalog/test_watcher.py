@@ -125,10 +125,12 @@ async def test_an_outage_is_survived_and_told_once_at_each_end(
         assert state.failing_since is not None
         assert state.error in {"OperationalError", "CannotConnectNow", "ObjectNotInPrerequisiteState"}
         assert state.revision == 1
+    aged = watcher.state().age_seconds
     await commit(register, "b")
     await watcher.poll_now()
     assert is_live("b")
     assert watcher.state() == CatalogState(revision=2, healthy=True)
+    assert watcher.state().age_seconds < aged
     assert [line.split()[0] for line in log.lines] == ["ERROR", "WARNING"]
     assert "127.0.0.1" not in "".join(log.lines)
 

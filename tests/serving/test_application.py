@@ -91,7 +91,7 @@ async def test_health_is_told_without_django(raw_path: bytes, status: str, monke
 
     app = RelayApplication()
     app._django = broken  # type: ignore[assignment]  # stands for a Django that cannot answer
-    monkeypatch.setattr("relay.serving.application._draining", False)
+    monkeypatch.setattr("relay.serving.status._draining", False)
     answer = await Exchanged().call(app, raw_path=raw_path, path=raw_path.decode(), headers=[])
     assert answer.status == 200
     assert json.loads(answer.body)["status"] == status
