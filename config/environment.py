@@ -381,10 +381,20 @@ VARIABLES: tuple[Variable, ...] = (
         parse=_integer(1, 1024),
     ),
     Variable(
+        name="RELAY_DRAIN_SECONDS",
+        default="0",
+        expects="whole seconds from 0 to 600",
+        help=(
+            "How long a relay that was told to stop still takes requests, while `/readyz` says 503: as long as the"
+            " balancer in front needs to notice. 0 when there is none."
+        ),
+        parse=_integer(0, 600),
+    ),
+    Variable(
         name="RELAY_GRACEFUL_SECONDS",
         default="30",
         expects="whole seconds from 0 to 3600",
-        help="How long exchanges under way may go on after a worker was told to stop; the rest are aborted then.",
+        help="How long exchanges under way may go on once no new ones are taken; the rest are aborted then.",
         parse=_integer(0, 3600),
     ),
     Variable(

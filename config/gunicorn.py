@@ -1,28 +1,42 @@
-"""How gunicorn runs the relay: its options and its worker, uvicorn with what the relay needs of it.
+"""How gunicorn runs the relay: its options, its arbiter, and its worker, uvicorn with what the relay needs of it.
 
-Shutting down, in order: SIGTERM reaches a worker; the application is told at once that it drains; uvicorn stops to
-accept and waits for exchanges under way up to RELAY_GRACEFUL_SECONDS, then cancels them; the lifespan ends; and only a
-worker that is still there after the margin is killed by gunicorn. SIGQUIT, which gunicorn sends on ^C, is the same
-without the wait.
+Stopping the relay (SIGTERM), in order: the arbiter says that all of it stops and tells the workers; `/readyz` turns 503
+at once; requests are served for RELAY_DRAIN_SECONDS more, until the balancer has noticed; then nothing new is accepted,
+requests on connections that are still open get 503, and exchanges under way are waited for up to RELAY_GRACEFUL_SECONDS
+and cancelled then; the lifespan ends; and only a worker that is still there after the margin is killed by gunicorn.
+SIGQUIT, which gunicorn sends on ^C, is the same without the waits.
+
+Handing over (HUP, USR2): new workers take their place at the same listening socket, so the old ones refuse nobody. They
+accept for HANDOVER_SECONDS more, while the new ones start, answer what comes on open connections with
+`Connection: close`, and close those that stay idle.
 """
 
 from __future__ import annotations
 
 import asyncio
 import ctypes
+import mmap
 import os
 import platform
 import signal
+import socket
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from django.conf import settings
+from django.utils.module_loading import import_string
+from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
+from gunicorn.errors import HaltServer
 from uvicorn.config import Config
 from uvicorn.server import Server
 from uvicorn_worker import UvicornWorker
+
+from relay.serving import status
 
 SHUTDOWN_MARGIN_SECONDS = 2
 """What a worker gets, beyond the grace, to cancel what is left and to end its lifespan."""
@@ -35,9 +49,60 @@ HANG_SECONDS = 30
 """A worker whose event loop stood still for this long is killed."""
 
 
-def options(*, bind: str, workers: int, graceful_seconds: int, log_level: str) -> dict[str, Any]:
+HANDOVER_SECONDS = 2
+"""How long a worker whose place is taken still accepts: a new one needs about one to start."""
+
+_whole_relay_stops = mmap.mmap(-1, 1)
+"""One byte that the arbiter writes and its workers, forked from it, read."""
+
+
+def run(*, bind: str, workers: int) -> None:
+    """Serve until told to stop. `bind` is an address or `fd://N`."""
+    Gunicorn(
+        options(
+            bind=bind,
+            workers=workers,
+            drain_seconds=settings.RELAY_DRAIN_SECONDS,
+            graceful_seconds=settings.RELAY_GRACEFUL_SECONDS,
+            log_level=settings.RELAY_LOG_LEVEL,
+        )
+    ).run()
+
+
+class Gunicorn(BaseApplication):
+    """gunicorn with these options, and the project's ASGI application loaded in each worker."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self._options = options
+        super().__init__()
+
+    def load_config(self) -> None:
+        for name, value in self._options.items():
+            self.cfg.set(name, value)
+
+    def load(self) -> Any:
+        return import_string(settings.ASGI_APPLICATION)
+
+    def run(self) -> None:
+        try:
+            RelayArbiter(self).run()
+        except HaltServer as halt:  # gunicorn lets it out when a second worker fails while it stops for the first
+            sys.exit(halt.exit_status)
+
+
+class RelayArbiter(Arbiter):
+    """gunicorn's arbiter, which lets workers know whether somebody takes their place."""
+
+    def stop(self, graceful: bool = True) -> None:
+        # Neither the one that a new arbiter (USR2) takes over from, nor that new one while the old one lives.
+        alone = self.reexec_pid == 0 and self.master_pid == 0
+        _whole_relay_stops[0] = alone
+        super().stop(graceful)
+
+
+def options(*, bind: str, workers: int, drain_seconds: int, graceful_seconds: int, log_level: str) -> dict[str, Any]:
     """gunicorn's settings. `bind` is an address or `fd://N`."""
-    graceful_timeout = graceful_seconds + SHUTDOWN_MARGIN_SECONDS
+    graceful_timeout = max(drain_seconds, HANDOVER_SECONDS) + graceful_seconds + SHUTDOWN_MARGIN_SECONDS
     shared_memory = Path("/dev/shm")  # noqa: S108 - the heartbeat files there are unlinked as soon as they are open
     return {
         "bind": bind,
@@ -77,19 +142,45 @@ def keep_freed_memory() -> None:
 
 
 class DrainingServer(Server):
-    """uvicorn's server, which says that it was told to stop as soon as it was told."""
+    """uvicorn's server, which says that it was told to stop as soon as it was told, and goes on for a while."""
 
-    def __init__(self, config: Config, *, begin_draining: Callable[[], None]) -> None:
+    def __init__(self, config: Config, *, drain_seconds: float, is_whole_stop: Callable[[], bool]) -> None:
         super().__init__(config)
-        self._begin_draining = begin_draining
+        self._drain_seconds = drain_seconds
+        self._is_whole_stop = is_whole_stop
+        self._hands_over = False
+        self._stops_at: float | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._begin_draining()
-        super().handle_exit(sig, frame)
+        if sig != signal.SIGTERM:
+            status.begin_draining()
+            super().handle_exit(sig, frame)
+        elif self._stops_at is None:
+            self._captured_signals.append(sig)
+            self._hands_over = not self._is_whole_stop()
+            if not self._hands_over:
+                status.begin_draining()
+            self._stops_at = time.monotonic() + (HANDOVER_SECONDS if self._hands_over else self._drain_seconds)
+            self._look_at_clock()
+
+    async def on_tick(self, counter: int) -> bool:
+        self._look_at_clock()
+        return await super().on_tick(counter)
+
+    def _look_at_clock(self) -> None:
+        if self._stops_at is not None and time.monotonic() >= self._stops_at:
+            self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._hands_over:
+            status.begin_handing_over()
+        else:
+            status.begin_refusing()
+        await super().shutdown(sockets)
 
     def stop_now(self) -> None:
         """Stop without waiting for exchanges under way; they are cancelled and the lifespan still ends properly."""
-        self._begin_draining()
+        status.begin_draining()
         self.config.timeout_graceful_shutdown = 1
         self.should_exit = True
         for task in self.server_state.tasks:
@@ -114,15 +205,17 @@ class RelayWorker(UvicornWorker):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.config.timeout_graceful_shutdown = max(0, self.cfg.graceful_timeout - SHUTDOWN_MARGIN_SECONDS)
+        self.config.timeout_graceful_shutdown = settings.RELAY_GRACEFUL_SECONDS
 
     async def _serve(self) -> None:
         """As UvicornWorker's, with our server."""
         keep_freed_memory()
-        from relay.serving.status import begin_draining  # needs Django set up, which loading the application did
-
         self.config.app = self.wsgi
-        server = DrainingServer(self.config, begin_draining=begin_draining)
+        server = DrainingServer(
+            self.config,
+            drain_seconds=settings.RELAY_DRAIN_SECONDS,
+            is_whole_stop=lambda: bool(_whole_relay_stops[0]),
+        )
         asyncio.get_running_loop().add_signal_handler(signal.SIGQUIT, server.stop_now)
         await server.serve(sockets=self.sockets)
         if not server.started:

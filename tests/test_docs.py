@@ -27,7 +27,7 @@ from django.core.management.base import BaseCommand
 from django.db import models
 
 from config.environment import VARIABLES, reference_markdown
-from config.gunicorn import SHUTDOWN_MARGIN_SECONDS
+from config.gunicorn import HANDOVER_SECONDS, SHUTDOWN_MARGIN_SECONDS
 from relay import errors
 from relay.catalog import watcher
 from relay.management.commands.upstreams import FIELDS
@@ -313,7 +313,8 @@ def test_systemd_waits_longer_than_the_relay_does_for_its_exchanges() -> None:
     patience = int(re.findall(r"^TimeoutStopSec=(\d+)$", unit, re.MULTILINE)[0])
     grace = int(re.findall(r"^RELAY_GRACEFUL_SECONDS=(\d+)$", example, re.MULTILINE)[0])
     assert str(grace) == next(variable.default for variable in VARIABLES if variable.name == "RELAY_GRACEFUL_SECONDS")
-    assert patience > grace + SHUTDOWN_MARGIN_SECONDS
+    drain = int(re.findall(r"^RELAY_DRAIN_SECONDS=(\d+)$", example, re.MULTILINE)[0])
+    assert patience > max(drain, HANDOVER_SECONDS) + grace + SHUTDOWN_MARGIN_SECONDS
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ class RelayApplication:
         while True:
             message = await receive()
             if message["type"] == "lifespan.startup":
-                status.end_draining()
+                status.begin_anew()
                 quieten_aborts()
                 try:
                     await server_startup.asend(sender=type(self))

@@ -26,6 +26,7 @@ from django.utils.module_loading import import_string
 from relay import conf, errors, views
 from relay.observing import access_log
 from relay.observing.metrics import metrics
+from relay.serving import status
 from relay.serving.asgi import TRAILERS, Receive, Scope, Send, mark_aborted
 from relay.serving.problems import problem_response
 from relay.serving.request import RelayRequest
@@ -93,6 +94,8 @@ class RelayHandler(ASGIHandler):
             access_log.log.add(entry)
 
     async def _respond(self, request: RelayRequest) -> RelayResponse:
+        if status.is_refusing():
+            raise errors.Draining("stopping")
         response = await self._view(request)
         if isinstance(response, RelayResponse):
             return response

@@ -26,6 +26,7 @@ import httptools
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, service_unavailable
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from relay.serving import status
 from relay.serving.asgi import DISCONNECT, EARLY_HINT, SENT_TARGET, TRAILERS
 from relay.serving.cycle import RelayCycle
 
@@ -49,6 +50,9 @@ LONGEST_TARGET = 0xFFFF
 BETWEEN, HEAD, BODY = range(3)
 
 INVALID = "Invalid HTTP request received."  # as uvicorn words it
+
+LINGER_SECONDS = 1.0
+"""How long an idle connection stays open for a last request when another worker has this one's place."""
 
 _NO_DEADLINE = float("inf")
 _OFFERED: dict[str, Any] = {}
@@ -79,6 +83,8 @@ class RelayProtocol(HttpToolsProtocol):
         """Whose application was started last; `cycle` may be behind it in the pipeline."""
         self._refusal_due = False
         self._idle_deadline = _NO_DEADLINE
+        self._last = False
+        """The server stops: the next answer is this connection's last."""
 
     # What arrives.
 
@@ -198,7 +204,7 @@ class RelayProtocol(HttpToolsProtocol):
         method, self._method = self._method, None
         if method is None:
             method = parser.get_method().decode("ascii")
-        keep_alive = http_version != "1.0" and parser.should_keep_alive()
+        keep_alive = http_version != "1.0" and not self._last and parser.should_keep_alive()
         url = self.url
         offered: dict[str, Any] = {SENT_TARGET: {"target": url}, TRAILERS: _OFFERED}
         if http_version == "1.1":
@@ -340,12 +346,30 @@ class RelayProtocol(HttpToolsProtocol):
         self._over = True
         self.parser = None  # type: ignore[assignment]  # as uvicorn does, to break a circle
 
+    def shutdown(self) -> None:
+        """The server stops. A request under way, or whose head has begun to arrive, is answered; where another worker
+        takes over, so is one that was sent before the caller could know."""
+        self._last = True
+        answering = self._answering
+        if answering is not None and not answering.response_complete:
+            # One whose head went out promised to stay open: then the caller may have sent the next request already.
+            if not (answering.response_started and status.is_handing_over()):
+                answering.keep_alive = False
+        elif self._place == BETWEEN and not self._start:
+            if not status.is_handing_over():
+                self.transport.close()
+                return
+            if self.timeout_keep_alive_task is not None:
+                self.timeout_keep_alive_task.cancel()
+                self.timeout_keep_alive_task = None
+            self._watch_idleness()
+
     def _watch_idleness(self) -> None:
         """Close the connection if no request begins within the keep-alive time.
 
         One timer serves the connection: it is not moved for each request, but looks when it fires what came of it.
         """
-        self._idle_deadline = self.loop.time() + self.timeout_keep_alive
+        self._idle_deadline = self.loop.time() + (LINGER_SECONDS if self._last else self.timeout_keep_alive)
         if self.timeout_keep_alive_task is None:
             self.timeout_keep_alive_task = self.loop.call_at(self._idle_deadline, self.timeout_keep_alive_handler)
 

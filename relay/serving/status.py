@@ -20,17 +20,39 @@ from relay.serving.asgi import Scope, Send
 METRICS_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 
 _draining = False
+_refusing = False
+_handing_over = False
 
 
 def begin_draining() -> None:
-    """The worker is about to stop: `/readyz` says so from now on. Called by the server on its first signal."""
+    """The relay is about to stop: `/readyz` says so from now on. Called by the server on its first signal."""
     global _draining
     _draining = True
 
 
-def end_draining() -> None:
-    global _draining
-    _draining = False
+def begin_refusing() -> None:
+    """The balancer had its time: requests on connections that are still open get 503."""
+    global _draining, _refusing
+    _draining = _refusing = True
+
+
+def begin_handing_over() -> None:
+    """Another worker has this one's place: open connections are served a last time, and none is cut off."""
+    global _handing_over
+    _handing_over = True
+
+
+def begin_anew() -> None:
+    global _draining, _refusing, _handing_over
+    _draining = _refusing = _handing_over = False
+
+
+def is_refusing() -> bool:
+    return _refusing
+
+
+def is_handing_over() -> bool:
+    return _handing_over
 
 
 async def tell_alive(scope: Scope, send: Send) -> None:

@@ -4,53 +4,109 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import time
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from gunicorn.config import Config as GunicornConfig
 from uvicorn.config import Config
 
-from config.gunicorn import SHUTDOWN_MARGIN_SECONDS, DrainingServer, RelayWorker, options
+from config.gunicorn import HANDOVER_SECONDS, SHUTDOWN_MARGIN_SECONDS, DrainingServer, RelayWorker, options
+from relay.serving import status
 
 
 async def _application(*_: object) -> None:
     """Never called."""
 
 
-def draining_server(told: list[str]) -> DrainingServer:
-    return DrainingServer(Config(_application, log_config=None), begin_draining=lambda: told.append("draining"))
+@pytest.fixture(autouse=True)
+def told() -> Iterator[None]:
+    yield
+    status.begin_anew()
+
+
+def draining_server(*, drain_seconds: float = 0, whole: bool = True) -> DrainingServer:
+    config = Config(_application, log_config=None)
+    return DrainingServer(config, drain_seconds=drain_seconds, is_whole_stop=lambda: whole)
+
+
+def is_draining() -> bool:
+    return status._draining
+
+
+def made_options(**given: int) -> dict[str, Any]:
+    return options(
+        bind="127.0.0.1:0", **{"workers": 1, "drain_seconds": 0, "graceful_seconds": 30} | given, log_level="INFO"
+    )
 
 
 def test_gunicorn_takes_every_option() -> None:
     config = GunicornConfig()
-    for name, value in options(bind="127.0.0.1:0", workers=3, graceful_seconds=7, log_level="INFO").items():
+    for name, value in made_options(workers=3, graceful_seconds=7).items():
         config.set(name, value)
     assert config.workers == 3
     assert config.worker_class is RelayWorker
     assert config.control_socket_disable
 
 
+@pytest.mark.parametrize("drain_seconds", [0, 1, 600])
 @pytest.mark.parametrize("graceful_seconds", [0, 30, 3600])
-def test_a_draining_worker_outlives_its_grace_before_gunicorn_kills_it(graceful_seconds: int) -> None:
-    made = options(bind="127.0.0.1:0", workers=1, graceful_seconds=graceful_seconds, log_level="INFO")
-    assert made["graceful_timeout"] == graceful_seconds + SHUTDOWN_MARGIN_SECONDS
+def test_a_draining_worker_outlives_its_grace_before_gunicorn_kills_it(
+    drain_seconds: int, graceful_seconds: int
+) -> None:
+    made = made_options(drain_seconds=drain_seconds, graceful_seconds=graceful_seconds)
+    longest = max(drain_seconds, HANDOVER_SECONDS) + graceful_seconds
+    assert made["graceful_timeout"] == longest + SHUTDOWN_MARGIN_SECONDS
     assert made["timeout"] > made["graceful_timeout"]
 
 
-def test_the_application_is_told_as_soon_as_the_signal_arrives() -> None:
-    told: list[str] = []
-    server = draining_server(told)
+def test_readiness_is_told_as_soon_as_the_signal_arrives() -> None:
+    server = draining_server()
     server.handle_exit(signal.SIGTERM, None)
-    assert told == ["draining"]
+    assert is_draining()
+    assert server.should_exit
+
+
+async def test_a_drain_goes_on_taking_requests_until_its_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    server = draining_server(drain_seconds=5)
+    server.handle_exit(signal.SIGTERM, None)
+    assert is_draining()
+    now = 104.9
+    assert not await server.on_tick(1)
+    server.handle_exit(signal.SIGTERM, None)  # a second one changes nothing
+    now = 105.0
+    assert await server.on_tick(2)
+
+
+async def test_who_hands_over_stays_ready_and_takes_requests_until_the_others_have_started(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    server = draining_server(whole=False)
+    server.handle_exit(signal.SIGTERM, None)
+    assert not is_draining()
+    assert not await server.on_tick(1)
+    now += HANDOVER_SECONDS
+    assert await server.on_tick(2)
+
+
+def test_an_interrupt_waits_for_no_balancer() -> None:
+    server = draining_server(drain_seconds=5)
+    server.handle_exit(signal.SIGINT, None)
+    assert is_draining()
     assert server.should_exit
 
 
 async def test_stopping_now_cancels_what_is_under_way() -> None:
-    told: list[str] = []
-    server = draining_server(told)
+    server = draining_server(drain_seconds=5)
     task = asyncio.create_task(asyncio.Event().wait())
     server.server_state.tasks.add(task)  # type: ignore[arg-type]  # uvicorn's tasks return None
     server.stop_now()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert told == ["draining"]
+    assert is_draining()
     assert server.should_exit

@@ -11,7 +11,6 @@ import errno
 import os
 import resource
 import socket
-import sys
 import tempfile
 from argparse import ArgumentParser
 from pathlib import Path
@@ -23,8 +22,6 @@ from django.db import DEFAULT_DB_ALIAS, connections
 from django.db.migrations.executor import MigrationExecutor
 from django.db.utils import Error as DatabaseError
 from django.utils.module_loading import import_string
-from gunicorn.app.base import BaseApplication
-from gunicorn.errors import HaltServer
 
 BACKLOG = 2048
 
@@ -63,36 +60,8 @@ class Command(BaseCommand):
             self.stdout.flush()
         close_connections()
         raise_file_limit()
-        make_options = import_string(settings.RELAY_GUNICORN_OPTIONS)
-        Gunicorn(
-            make_options(
-                bind=address,
-                workers=workers or settings.RELAY_WORKERS or available_cores(),
-                graceful_seconds=settings.RELAY_GRACEFUL_SECONDS,
-                log_level=settings.RELAY_LOG_LEVEL,
-            )
-        ).run()
-
-
-class Gunicorn(BaseApplication):
-    """gunicorn with these options, and the project's ASGI application loaded in each worker."""
-
-    def __init__(self, options: dict[str, Any]) -> None:
-        self._options = options
-        super().__init__()
-
-    def load_config(self) -> None:
-        for name, value in self._options.items():
-            self.cfg.set(name, value)
-
-    def load(self) -> Any:
-        return import_string(settings.ASGI_APPLICATION)
-
-    def run(self) -> None:
-        try:
-            super().run()
-        except HaltServer as halt:  # gunicorn lets it out when a second worker fails while it stops for the first
-            sys.exit(halt.exit_status)
+        run = import_string(settings.RELAY_SERVER)
+        run(bind=address, workers=workers or settings.RELAY_WORKERS or available_cores())
 
 
 def check_data_dir(folder: Path) -> None:
