@@ -55,7 +55,33 @@ class KeyRequired(RelayError):
     status = 401
     type = "key-required"
     title = "This upstream wants a key"
-    advice = "Show a relay key, or ask an admin to open the upstream to anyone."
+    advice = "Show a relay key, in Relay-Key or as a bearer token, or ask an admin to open the upstream to anyone."
+    proxy_status = "http_request_denied"
+
+
+class KeyRefused(RelayError):
+    status = 401
+    type = "key-refused"
+    title = "This key opens nothing"
+    advice = "Check that the whole key was sent, or ask an admin for another: it is unknown, expired or revoked."
+    proxy_status = "http_request_denied"
+
+
+class KeyRevoked(RelayError):
+    """What ends an exchange under way, where `KeyRefused` would keep it from beginning."""
+
+    status = 401
+    type = "key-revoked"
+    title = "The key's rights ended while the exchange was under way"
+    advice = "Ask an admin for a new key, or for the grant."
+    proxy_status = "http_request_denied"
+
+
+class NotGranted(RelayError):
+    status = 403
+    type = "not-granted"
+    title = "This key may not do that here"
+    advice = "Ask an admin for a grant of this upstream, with this method and path in it."
     proxy_status = "http_request_denied"
 
 
@@ -96,6 +122,14 @@ class HostRefused(RelayError):
     type = "wrong-host"
     title = "The relay does not answer for this host name"
     advice = "Call the relay by a name its operator lists in ALLOWED_HOSTS."
+    proxy_status = "http_request_denied"
+
+
+class TooManyUnknownKeys(RelayError):
+    status = 429
+    type = "too-many-unknown-keys"
+    title = "Too many unknown keys came from this address"
+    advice = "Wait as long as Retry-After says and show a key that is in force: such a key passes at once."
     proxy_status = "http_request_denied"
 
 

@@ -15,7 +15,7 @@ from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from relay import catalog, conf, errors
 from relay.conf import MOUNT
 from relay.rules import access, forwarding, headers, paths
-from relay.serving import heads
+from relay.serving import gate, heads
 from relay.serving.asgi import EARLY_HINT, SENT_TARGET, TRAILERS
 from relay.serving.hosts import check_relay_host
 from relay.serving.problems import problem_response
@@ -64,15 +64,14 @@ async def _carry(request: RelayRequest) -> RelayResponse:
             peer, _trusted_proxies(settings.trusted_proxies), fields.forwarding.get(b"x-forwarded-for", ())
         )
     check_relay_host(fields.host, settings)
-    upstream = catalog.current().find(slug)
+    snapshot = catalog.current()
+    upstream = snapshot.find(slug)
     if upstream is None:
         raise errors.UpstreamUnknown
     entry.slug = upstream.slug
     own_name = settings.via.encode()
     access.check_loop(fields.via, own_name)
-    access.check_method(method, upstream.methods)
-    access.check_access(open_to_anyone=upstream.open_to_anyone)
-    paths.check_path(rest)
+    gate.admit(request, upstream, fields, path=rest, roster=snapshot.roster)
     extensions = scope.get("extensions") or {}
     sent = extensions.get(SENT_TARGET)
     query = paths.query_of(scope["query_string"], sent_target=sent and sent["target"])

@@ -84,7 +84,7 @@ class UpstreamAdmin(_ModelAdmin):
     readonly_preprocess_fields: ClassVar[dict[str, Callable[[str], str]]] = {"outbound_proxy": hide_userinfo}
     fieldsets = (
         ("What and where", {"fields": ("slug", "name", "description", "base_url")}),
-        ("Who may call", {"fields": ("enabled", "access", "allowed_methods")}),
+        ("Who may call", {"fields": ("enabled", "access", "allowed_methods", "report_only")}),
         ("Delivery", {"fields": ("delivery", "max_buffered_bytes", "host_header")}),
         (
             "Time-outs",

@@ -55,6 +55,8 @@ class Upstream:
     open_to_anyone: bool = False
     methods: frozenset[str] = frozenset()
     """Empty: all but TRACE and CONNECT."""
+    report_only: bool = False
+    """What access and methods would refuse passes, and is counted."""
 
     connect_timeout_seconds: float = 5.0
     head_timeout_seconds: float = 60.0

@@ -14,6 +14,7 @@ from relay.models.upstreams import (
     Upstream,
     refuse_nan,
 )
+from relay.models.usage import WouldRefuse
 
 __all__ = [
     "Access",
@@ -31,6 +32,7 @@ __all__ = [
     "Revision",
     "Side",
     "Upstream",
+    "WouldRefuse",
     "record_changes",
     "refuse_nan",
 ]

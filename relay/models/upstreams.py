@@ -107,12 +107,20 @@ class Upstream(Recorded):
         max_length=10,
         choices=Access,
         default=Access.KEY,
-        help_text="Who may call it. Until keys are issued, “callers with a key” lets nobody through.",
+        help_text="Who may call it. Callers with a key need a grant of this upstream as well.",
     )
     allowed_methods = models.CharField(
         max_length=500,
         blank=True,
         help_text="Such as GET, POST. Empty: all methods but TRACE and CONNECT, which are never relayed.",
+    )
+
+    report_only = models.BooleanField(
+        default=False,
+        help_text=(
+            "Let through what access, grants and allowed methods would refuse, and count it: it tells whom a change "
+            "would hit before it does."
+        ),
     )
 
     connect_timeout_seconds = models.FloatField(
@@ -283,6 +291,10 @@ class Upstream(Recorded):
                     f"{host} is not a public address ({judgement.verdict}). Requests will be refused until "
                     "an allowed network of this upstream contains it."
                 )
+        if self.report_only and self.access == Access.KEY:
+            found.append(
+                "Report only is on: everybody may call, with or without a key. Switch it off to have keys count."
+            )
         if base.scheme == "https" and not self.verify_tls:
             found.append("TLS verification is off: whoever sits on the way can read and change all traffic.")
         if self.max_connections < self.max_concurrent:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from relay.errors import HeadersTooLarge, RequestRefused, UpstreamProtocolFailed
+from relay.rules import keys
 
 Pairs = list[tuple[bytes, bytes]]
 
@@ -60,7 +61,6 @@ _NOTED = (
     }
 )
 _DROPPED_FROM_ANSWERS = HOP_BY_HOP | ORIGIN_WIDE | FILE_ORDERS
-_RELAY_BEARER = re.compile(rb"bearer[ \t]+rk_", re.IGNORECASE)
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]+")
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _UNSENDABLE_NAME = re.compile(rb'[\x00-\x20\x7f()<>@,;:\\\[\]={}"/?\x80-\xff]|^$')
@@ -73,6 +73,8 @@ class RequestFields:
 
     pairs: Pairs
     host: bytes = b""
+    key: bytes | None = None
+    """What was shown as a relay key, well-formed or not."""
     content_length: int | None = None
     chunked: bool = False
     request_id: bytes | None = None
@@ -92,14 +94,14 @@ class RequestFields:
 def read_request(pairs: Iterable[tuple[bytes, bytes]], *, max_bytes: int) -> RequestFields:
     """Sort a request's header fields in one pass.
 
-    Raises `HeadersTooLarge`, or `RequestRefused` for framing and Host that could be read in more than one way. Names
-    with an underscore are dropped: CGI-like servers cannot tell them from those with a hyphen.
+    Raises `HeadersTooLarge`, or `RequestRefused` for framing, Host and keys that could be read in more than one way.
+    Names with an underscore are dropped: CGI-like servers cannot tell them from those with a hyphen.
     """
     kept: Pairs = []
     fields = RequestFields(kept)
     size = 0
     nominated: set[bytes] | None = None
-    hosts = 0
+    hosts = relay_keys = 0
     for pair in pairs:
         name, value = pair
         size += len(name) + len(value)
@@ -110,8 +112,14 @@ def read_request(pairs: Iterable[tuple[bytes, bytes]], *, max_bytes: int) -> Req
             hosts += 1
             fields.host = value
         elif name == b"authorization":
-            if not _RELAY_BEARER.match(value):
+            shown = keys.of_bearer(value)
+            if shown is None:
                 kept.append(pair)
+            else:
+                fields.key = _one_key(shown, fields.key)
+        elif name == b"relay-key":
+            relay_keys += 1
+            fields.key = _one_key(value.strip(b" \t"), fields.key)
         elif name == b"cookie":
             fields.cookies.append(value)
         elif name == b"content-length":
@@ -137,6 +145,8 @@ def read_request(pairs: Iterable[tuple[bytes, bytes]], *, max_bytes: int) -> Req
         raise HeadersTooLarge(f"{size} bytes of header fields")
     if hosts != 1:
         raise RequestRefused("one Host header is needed")
+    if relay_keys > 1:
+        raise RequestRefused("more than one Relay-Key")
     if fields.chunked and fields.content_length is not None:
         raise RequestRefused("both Content-Length and Transfer-Encoding")
     if nominated:
@@ -152,6 +162,12 @@ def read_request(pairs: Iterable[tuple[bytes, bytes]], *, max_bytes: int) -> Req
 
 def _tokens(value: bytes) -> set[bytes]:
     return {token.strip().lower() for token in value.split(b",")}
+
+
+def _one_key(shown: bytes, before: bytes | None) -> bytes:
+    if before is not None and before != shown:
+        raise RequestRefused("two relay keys that differ")
+    return shown
 
 
 def _content_length(value: bytes, before: int | None) -> int:

@@ -11,10 +11,12 @@ from django.http.request import RawPostDataException
 
 from relay.errors import RelayError
 from relay.observing.access_log import Entry
+from relay.serving import underway
 from relay.serving.asgi import DISCONNECT, EARLY_HINT, Receive, Scope, Send
 from relay.serving.body import Inbound
 
 if TYPE_CHECKING:
+    from relay.serving.underway import Admission
     from relay.upstreams.exchange import Exchange
 
 
@@ -42,7 +44,9 @@ class RelayRequest(ASGIRequest):
         self.exchange: Exchange | None = None
         self.caller_is_gone = False
         self.cut_by: RelayError | None = None
-        """Why the exchange was cut short, when a timer did it."""
+        """Why the exchange was cut short, when the relay did it."""
+        self.admission: Admission | None = None
+        """What let it in, where that is judged again while the exchange lasts."""
         self._send = send
         self._hints: list[list[bytes]] = []
         self._hinting: asyncio.Task[None] | None = None
@@ -77,9 +81,10 @@ class RelayRequest(ASGIRequest):
 
     def limit_seconds(self, seconds: float, error: RelayError) -> None:
         """Cut the exchange short with `error` when it is not over after `seconds`."""
-        self._limit = asyncio.get_running_loop().call_later(seconds, self._cut, error)
+        self._limit = asyncio.get_running_loop().call_later(seconds, self.cut, error)
 
-    def _cut(self, error: RelayError) -> None:
+    def cut(self, error: RelayError) -> None:
+        """End the exchange now: with a problem document if its head has not gone out, else in the middle."""
         self.cut_by = error
         self._cancel()
 
@@ -114,6 +119,8 @@ class RelayRequest(ASGIRequest):
         """Give back what the exchange holds. Synchronous: nothing can interrupt it."""
         if self._limit is not None:
             self._limit.cancel()
+        if self.admission is not None:
+            underway.leave(self)
         if self.exchange is not None:
             self.exchange.close()
 

@@ -8,19 +8,26 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+import math
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
+from uuid import UUID, uuid4
 
 import pytest
 import pytest_asyncio
 
 import config.asgi  # noqa: F401 - sets the logging up, which would throw caplog out of a test already running
-from relay import catalog
-from relay.catalog import Upstream, watcher
+from relay import catalog, vault
+from relay.catalog import Upstream, usage, watcher
+from relay.catalog.roster import ApiKey, Consumer, Entry
 from relay.observing import access_log
-from relay.observing.access_log import Entry
+from relay.rules import keys
+from relay.rules.grants import Grant
+from relay.rules.throttle import Throttle
+from relay.serving import gate, underway
 from relay.signals import server_shutdown, server_startup
 from relay.upstreams import client as client_room
 from relay.upstreams import exchange
@@ -33,11 +40,13 @@ LOOPBACK = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
 
 @pytest.fixture(autouse=True)
 def catalog_without_database() -> Iterator[None]:
-    """The watcher stays out: what a test publishes is in force until the test is over."""
-    server_startup.disconnect(dispatch_uid="relay.catalog.watcher")
-    server_shutdown.disconnect(dispatch_uid="relay.catalog.watcher")
+    """The watcher stays out: what a test publishes is in force until the test is over. Nothing is written either."""
+    for room in (watcher, usage):
+        server_startup.disconnect(dispatch_uid=room.__name__)
+        server_shutdown.disconnect(dispatch_uid=room.__name__)
     yield
-    watcher.connect_signals()
+    for room in (watcher, usage):
+        room.connect_signals()
     catalog.publish(catalog.Snapshot())
 
 
@@ -48,10 +57,56 @@ def relayed(origin: Origin) -> Relayed:
 
     def publish(slug: str = "o", /, **fields: Any) -> Upstream:
         published[slug] = upstream = upstream_at(origin, slug, **{"revision": catalog.current().revision + 1} | fields)
-        catalog.publish(catalog.Snapshot(published.values(), revision=upstream.revision))
+        roster = catalog.current().roster
+        catalog.publish(catalog.Snapshot(published.values(), roster=roster, revision=upstream.revision))
         return upstream
 
     return publish
+
+
+Issued = Callable[..., tuple[bytes, Consumer]]
+
+
+@pytest.fixture
+def issued() -> Issued:
+    """`issued(upstream, name)` publishes a consumer with a grant of all that the upstream allows; gives its key and it.
+
+    `grants` and `expires_at` give it others.
+    """
+
+    def issue(
+        upstream: Upstream,
+        name: str = "somebody",
+        *,
+        grants: Sequence[Grant] = (Grant(),),
+        expires_at: float = math.inf,
+    ) -> tuple[bytes, Consumer]:
+        text = keys.make(os.urandom)
+        _, digest = vault.keyring().digest(text.encode())
+        consumer = Consumer(uuid4(), name, {upstream.id: tuple(grants)}, (digest,))
+        publish_callers([(consumer, (ApiKey(consumer, keys.prefix_of(text), expires_at),))])
+        return text.encode(), consumer
+
+    return issue
+
+
+def publish_callers(changed: Iterable[Entry], removed: Iterable[UUID] = ()) -> catalog.Snapshot:
+    """Have consumers changed and removed, as after a poll, but without anybody being told."""
+    current = catalog.current()
+    roster = current.roster.with_changes(changed, removed)
+    catalog.publish(current.with_changes([], [], roster=roster, revision=current.revision + 1))
+    return catalog.current()
+
+
+@pytest.fixture(autouse=True)
+def forgiving_throttle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unknown keys that other tests showed are not counted."""
+    fresh = Throttle(
+        burst=gate.UNKNOWN_KEYS_AT_ONCE,
+        per_second=gate.UNKNOWN_KEYS_PER_SECOND,
+        max_addresses=gate.MAX_THROTTLED_ADDRESSES,
+    )
+    monkeypatch.setattr(gate, "unknown_keys", fresh)
 
 
 def upstream_at(origin: Origin, slug: str = "o", **fields: Any) -> Upstream:
@@ -76,7 +131,7 @@ class Logged:
     def __init__(self) -> None:
         self._waiting: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
 
-    def add(self, entry: Entry) -> None:
+    def add(self, entry: access_log.Entry) -> None:
         self._waiting.put_nowait(json.loads(entry.line()))
 
     async def next(self, *, within: float = 2.0) -> dict[str, Any]:
@@ -122,6 +177,7 @@ def held(ground: Ground) -> dict[str, Any]:
         "slots": dict(exchange.slots),
         "open exchanges": client.transport.open_exchanges if client is not None else 0,
         "running requests": ground.running_requests,
+        "admissions": underway.count(),
         "tasks": sorted(task.get_name() for task in asyncio.all_tasks() if _is_of_relay(task)),
     }
     return {kind: what for kind, what in holding.items() if what}

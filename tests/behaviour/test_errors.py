@@ -41,7 +41,7 @@ async def test_an_unknown_upstream_is_404(relayed: Relayed, caller: Caller, path
 
 async def test_access_by_key_is_401_and_says_how(origin: Origin, relayed: Relayed, caller: Caller) -> None:
     relayed(open_to_anyone=False)
-    answer = await caller.get(b"/relay/o/a", [(b"Authorization", b"Bearer rk_whatever")])
+    answer = await caller.get(b"/relay/o/a", [(b"Authorization", b"Bearer somebody-elses")])
     assert_problem(answer, errors.KeyRequired)
     assert answer.values(b"www-authenticate") == [b'Bearer realm="relay"']
     assert origin.connections_made == 0

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from math import inf
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.errors import KeyRequired, LoopDetected, MethodRefused
-from relay.rules.access import NEVER_RELAYED, check_access, check_loop, check_method
+from relay.errors import KeyRefused, KeyRequired, LoopDetected, MethodRefused, NotGranted
+from relay.rules.access import NEVER_RELAYED, check_grants, check_key, check_loop, check_method
+from relay.rules.grants import Grant
 
 OWN = b"relay-1234abcd"
 
@@ -51,11 +54,36 @@ def test_trace_and_connect_never_pass(method: str, allowed: frozenset[str]) -> N
         check_method(method, allowed | {method})
 
 
-def test_a_key_is_asked_for_unless_the_upstream_is_open() -> None:
-    check_access(open_to_anyone=True)
+def test_who_shows_no_key_is_asked_for_one_and_told_of_no_error() -> None:
     with pytest.raises(KeyRequired) as refusal:
-        check_access(open_to_anyone=False)
+        check_key(shown=False, expires_at=None, now=100.0)
     assert refusal.value.headers == ((b"www-authenticate", b'Bearer realm="relay"'),)
+
+
+@pytest.mark.parametrize(("expires_at", "detail"), [(None, "unknown or revoked key"), (100.0, "expired key")])
+def test_a_key_that_is_not_there_or_has_run_out_is_refused(expires_at: float | None, detail: str) -> None:
+    with pytest.raises(KeyRefused, match=detail) as refusal:
+        check_key(shown=True, expires_at=expires_at, now=100.0)
+    assert refusal.value.headers == ((b"www-authenticate", b'Bearer realm="relay", error="invalid_token"'),)
+
+
+@pytest.mark.parametrize("expires_at", [100.01, inf])
+def test_a_key_passes_until_it_expires(expires_at: float) -> None:
+    check_key(shown=True, expires_at=expires_at, now=100.0)
+
+
+def test_one_grant_that_allows_it_is_enough() -> None:
+    held = (Grant(frozenset({"GET"}), (b"/a",)), Grant(frozenset({"POST"})))
+    check_grants(held, "GET", b"/a/b")
+    check_grants(held, "POST", b"/c")
+    with pytest.raises(NotGranted, match="outside of its grants") as refusal:
+        check_grants(held, "GET", b"/c")
+    assert refusal.value.headers == ((b"www-authenticate", b'Bearer realm="relay", error="insufficient_scope"'),)
+
+
+def test_without_a_grant_nothing_is_granted() -> None:
+    with pytest.raises(NotGranted, match="no grant here"):
+        check_grants((), "GET", b"/")
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ FIELDS = (
     "enabled",
     "access",
     "allowed_methods",
+    "report_only",
     "connect_timeout_seconds",
     "head_timeout_seconds",
     "idle_timeout_seconds",

@@ -1,0 +1,88 @@
+"""Who calls, and may they: from what a request shows to its admission, or the `RelayError` that refuses it.
+
+The rules are in `relay.rules.access`; here they are put in their order, to the snapshot's roster, without I/O: a key is
+found by its digest in memory, so an unknown one costs no query. A request that may pass by a key alone is entered among
+those `underway`, which are judged again by the same rules whenever the roster changes.
+"""
+
+from __future__ import annotations
+
+from math import ceil
+
+from relay import vault
+from relay.catalog import Upstream, usage
+from relay.catalog.roster import ApiKey, Roster
+from relay.errors import KeyRefused, KeyRequired, MethodRefused, NotGranted, TooManyUnknownKeys
+from relay.observing.access_log import Entry
+from relay.rules import access, keys, paths
+from relay.rules.headers import RequestFields
+from relay.rules.throttle import Throttle
+from relay.serving import underway
+from relay.serving.request import RelayRequest
+
+UNKNOWN_KEYS_AT_ONCE = 20
+UNKNOWN_KEYS_PER_SECOND = 1.0
+MAX_THROTTLED_ADDRESSES = 10_000
+"""About 2 MB in each worker."""
+
+_REPORTED = (KeyRequired, KeyRefused, TooManyUnknownKeys, MethodRefused, NotGranted)
+"""What an upstream in report-only mode lets pass."""
+
+unknown_keys = Throttle(
+    burst=UNKNOWN_KEYS_AT_ONCE, per_second=UNKNOWN_KEYS_PER_SECOND, max_addresses=MAX_THROTTLED_ADDRESSES
+)
+"""Of this process. Each worker counts for itself."""
+
+
+def admit(request: RelayRequest, upstream: Upstream, fields: RequestFields, *, path: bytes, roster: Roster) -> None:
+    """Let the request in, or raise the `RelayError` that says why not. `path` is what follows the slug."""
+    entry = request.entry
+    try:
+        admission = _judge(entry, upstream, fields.key, path, roster)
+    except _REPORTED as refusal:
+        if not upstream.report_only or access.is_never_relayed(entry.method):
+            raise
+        paths.check_path(path)
+        entry.would_refuse = refusal.type
+        usage.note_would_refuse(upstream.id, refusal.type, entry.wall)
+    else:
+        if admission is not None and not upstream.report_only:
+            underway.enter(request, admission)
+
+
+def _judge(
+    entry: Entry, upstream: Upstream, shown: bytes | None, path: bytes, roster: Roster
+) -> underway.Admission | None:
+    """What lets the request in; None where it needs nothing to."""
+    digest, key = _who_calls(entry, shown, roster)
+    if not upstream.open_to_anyone:
+        if shown and key is None:
+            _count_unknown(entry)
+        access.check_key(shown=bool(shown), expires_at=key.expires_at if key else None, now=entry.wall)
+    access.check_method(entry.method, upstream.methods)
+    paths.check_path(path)
+    if upstream.open_to_anyone or key is None:
+        return None
+    access.check_grants(key.consumer.grants.get(upstream.id, ()), entry.method, path)
+    return underway.Admission(digest, key.expires_at, upstream.id, entry.method, path)
+
+
+def _who_calls(entry: Entry, shown: bytes | None, roster: Roster) -> tuple[bytes, ApiKey | None]:
+    """(digest, key) of what was shown, the key in force or not; without one, the caller is nobody."""
+    if shown and keys.is_well_formed(shown):
+        entry.key = keys.prefix_of(shown.decode())
+        for digest in vault.keyring().digests(shown):
+            key = roster.find(digest)
+            if key is not None:
+                if entry.wall < key.expires_at:
+                    entry.consumer = key.consumer.name
+                    usage.note_key(key.prefix, entry.wall)
+                return digest, key
+    return b"", None
+
+
+def _count_unknown(entry: Entry) -> None:
+    """Raises `TooManyUnknownKeys` when the caller's address has shown too many."""
+    wait = unknown_keys.wait_seconds(entry.client, entry.started)
+    if wait:
+        raise TooManyUnknownKeys(headers=((b"retry-after", b"%d" % ceil(wait)),))
