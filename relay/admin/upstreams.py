@@ -31,7 +31,7 @@ from relay import conf
 from relay.admin import documentation
 from relay.admin.examples import curl_examples
 from relay.admin.forms import HeaderRuleForm, UpstreamForm
-from relay.models import Access, HeaderRule, Upstream
+from relay.models import Access, HeaderRule, Upstream, usage
 
 if TYPE_CHECKING:  # unfold has no types
     _ModelAdmin = admin.ModelAdmin[Upstream]
@@ -223,6 +223,8 @@ class UpstreamAdmin(_ModelAdmin):
         if saved:
             url = relay_url(request, saved)
             context |= {"saved": saved, "relay_url": url, "examples": curl_examples(saved, url)}
+            counts = usage.would_refuse(saved)
+            context["would_refuse"] = usage.report(counts) if saved.report_only or counts else ""
         return super().render_change_form(request, context, add=add, change=change, form_url=form_url, obj=obj)
 
     def save_model(self, request: HttpRequest, obj: Upstream, form: ModelForm[Upstream], change: bool) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import date, timedelta
+from datetime import UTC, date, timedelta
 from typing import ClassVar
 
 from django.db import models, transaction
 from django.db.models import F, Sum
+from django.utils import timezone
 
 from relay.models.upstreams import Upstream
 
@@ -47,8 +48,9 @@ def add_counts(counts: Counts, *, today: date) -> None:
         WouldRefuse.objects.filter(day__lt=today - timedelta(days=KEPT_DAYS)).delete()
 
 
-def would_refuse(upstream: Upstream, *, today: date) -> dict[str, int]:
+def would_refuse(upstream: Upstream, *, today: date | None = None) -> dict[str, int]:
     """Counts of the last `REPORTED_DAYS` by reason, the most frequent first."""
+    today = today or timezone.now().astimezone(UTC).date()
     rows = upstream.would_refuse.filter(day__gt=today - timedelta(days=REPORTED_DAYS))
     found = rows.values_list("reason").annotate(total=Sum("count")).order_by("-total", "reason")
     return dict(found)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from datetime import UTC
+
 import pytest
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import User
 from django.test import Client
+from django.utils import timezone
 
 from relay.models import Access, Change, HeaderRule, Upstream
+from relay.models.usage import add_counts
 from tests.admin.conftest import SignIn
 from tests.admin.filled_form import filled_form
 
@@ -199,3 +203,23 @@ def test_the_history_holds_no_secrets(admin_client: Client, weather: Upstream) -
         assert "new-pass" not in text
         assert "new-secret" not in text
     assert "rule-secret" not in "".join(map(repr, HeaderRule.objects.all()))
+
+
+def test_the_page_tells_what_report_only_let_pass(sign_in: SignIn, weather: Upstream) -> None:
+    client = sign_in("view_upstream")
+    page = change_url(weather)
+    assert "Report only:" not in client.get(page).content.decode()
+    Upstream.objects.update(report_only=True)
+    assert "Report only: no request would have been refused" in client.get(page).content.decode()
+    today = timezone.now().astimezone(UTC).date()
+    add_counts({(weather.pk, "key-required", today): 120, (weather.pk, "not-granted", today): 12}, today=today)
+    expected = "Report only: 132 requests would have been refused in the last 7 days: key-required 120, not-granted 12."
+    assert expected in client.get(page).content.decode()
+
+
+def test_saving_report_only_with_keys_warns_that_everybody_passes(sign_in: SignIn, weather: Upstream) -> None:
+    client = sign_in("view_upstream", "change_upstream")
+    answer = client.post(change_url(weather), filled_form(weather, access="key", report_only="on"), follow=True)
+    assert "Report only is on: everybody may call" in answer.content.decode()
+    weather.refresh_from_db()
+    assert weather.report_only

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+from datetime import UTC
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ import pytest
 import trustme
 from django.core.management import CommandError, call_command
 from django.db import connections
+from django.utils import timezone
 
 from relay.management.commands.upstreams import FIELDS
 from relay.models import Change, HeaderRule, Upstream
+from relay.models.usage import add_counts
 from tests.origin import Origin, reply
 
 pytestmark = pytest.mark.django_db
@@ -271,3 +274,16 @@ async def test_check_asks_the_upstream_and_tells_each_step(origin: Origin) -> No
     assert "204" in text
     assert [request.target for request in origin.requests] == [b"/v1/", b"/v1/x?y=1"]
     assert not any(request.values(b"authorization") for request in origin.requests)
+
+
+def test_show_tells_what_report_only_let_pass() -> None:
+    _, err = run("add", "a", "https://a.example.com", "--set", "report_only=true")
+    assert err.startswith("Warning: Report only is on: everybody may call")
+    assert "no request would have been refused in the last 7 days" in run("show", "a")[0]
+    today = timezone.now().astimezone(UTC).date()
+    add_counts({(Upstream.objects.get().pk, "key-required", today): 132}, today=today)
+    assert "132 requests would have been refused in the last 7 days: key-required 132" in run("show", "a")[0]
+    shown = run_json("show", "a")
+    assert (shown["report_only"], shown["would_refuse"]) == (True, {"key-required": 132})
+    run("set", "a", "--set", "report_only=false")
+    assert "132 requests" in run("show", "a")[0], "what was counted is told after it is switched off, too"

@@ -22,7 +22,7 @@ from django.utils import timezone
 
 from relay.catalog import loader
 from relay.errors import PathRefused
-from relay.models import Access, HeaderRule, Upstream
+from relay.models import Access, HeaderRule, Upstream, usage
 from relay.rules.paths import check_path, join_target
 from relay.rules.urls import parse_proxy_url
 from relay.upstreams.probe import Step, probe
@@ -197,14 +197,17 @@ class Command(BaseCommand):
 
     def show(self, *, slug: str, as_json: bool, **_: Any) -> None:
         row = _find(slug)
+        counts = usage.would_refuse(row)
         if as_json:
-            self._print_json(document(row))
+            self._print_json(document(row) | {"would_refuse": counts})
             return
         lines = [("slug", row.slug), ("relay_path", row.relay_path)]
         lines += [(field, _in_words(field, value)) for field, value in _values(row).items()]
         for rule in row.header_rules.all():
             value = "" if rule.action == "remove" else f": {HIDDEN}"
             lines.append(("header rule", f"{rule.side} {rule.action} {rule.name}{value}"))
+        if row.report_only or counts:
+            lines.append(("report", usage.report(counts)))
         lines += [("created_at", _local(row.created_at)), ("changed_at", _local(row.changed_at))]
         self._print_table(lines)
         self._warn(row)
