@@ -13,6 +13,8 @@ LARGE_CELLS = tuple(sorted((cell for cell in CELLS if cell[0] != "13 B"), key=it
 
 MEDIAN_AT_1 = "median at 1 connection, ms"
 ADDED_AT_1 = "added at 1 connection, ms"
+AUTHORISED = "with a key and an injected header, 13 B at 32, requests/s"
+AUTHORISED_SHARE = "the same, of the rate without"
 DOWNLOAD = "download, MB/s"
 UPLOAD = "upload, MB/s"
 FIRST_EVENT = "first event, ms"

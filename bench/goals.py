@@ -98,6 +98,12 @@ GOALS = (
         _within(keys.rate_key("13 B", 1000), _SMALL_AT_32),
         at_least=0.9,
     ),
+    Goal(
+        "13 B at 32 connections with a key and an injected header: own rate without",
+        "x",
+        _own(keys.AUTHORISED_SHARE),
+        at_least=0.9,
+    ),
     Goal("200 MB down: the example's speed", "x", _against("example", keys.DOWNLOAD), at_least=3),
     Goal("200 MB down: nginx's speed with default settings", "x", _against("nginx", keys.DOWNLOAD), at_least=1.2),
     Goal("200 MB up: own speed down", "x", _within(keys.UPLOAD, keys.DOWNLOAD), at_least=0.7),

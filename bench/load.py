@@ -24,9 +24,11 @@ class Rate:
     """Answers of 400 and above, lost connections, and waits beyond wrk's 2 s."""
 
 
-def put_load(url: str, *, connections: int, seconds: int) -> Rate:
-    """Run wrk. Raises Failed when it cannot."""
+def put_load(url: str, *, connections: int, seconds: int, header: str = "") -> Rate:
+    """Run wrk. `header` is a line of its own in each request. Raises Failed when it cannot."""
     command = [find_tool("wrk"), "-t1", f"-c{connections}", f"-d{seconds}s", "-s", str(SCRIPT), url]
+    if header:
+        command[1:1] = ["-H", header]
     try:
         ended = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 60, check=False)
     except subprocess.TimeoutExpired:

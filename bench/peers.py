@@ -23,6 +23,13 @@ from bench.processes import Failed, Server
 
 PROJECT = Path(__file__).resolve().parent.parent
 REVPROXY_THREADS = 32
+ISSUE = """
+from relay.models import ApiKey, Consumer, Grant, Upstream
+consumer = Consumer.objects.create(name="bench")
+Grant.objects.create(consumer=consumer, upstream=Upstream.objects.get(slug="guarded"), methods="GET", path_prefixes="/")
+print(ApiKey.issue(consumer)[1])
+"""
+"""Prints a key for the guarded upstream on its last line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +48,9 @@ class Launch:
     env: Mapping[str, str] = field(default_factory=dict)
     prefix: str = ""
     """What stands before the origin's path in this peer's."""
+    guarded_prefix: str = ""
+    """The same where callers show a key and a header is injected."""
+    key: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +59,7 @@ class Peer:
     find_version: Callable[[], str]
     prepare: Callable[[Stage], Launch]
     note: str
+    knows_keys: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +67,8 @@ class Serving:
     server: Server
     port: int
     prefix: str
+    guarded_prefix: str = ""
+    key: str = field(default="", repr=False)
 
 
 @contextmanager
@@ -67,7 +80,13 @@ def running(peer: Peer, *, folder: Path, origin: Origin, relay_python: Path, cor
     env = {**_environment(stage), **launch.env}
     with Server(launch.command, core=core, env=env, log=folder / "output.log", cwd=PROJECT) as server:
         server.wait_until(lambda: answers(stage.port, launch.prefix + BODIES["13 B"]))
-        yield Serving(server=server, port=stage.port, prefix=launch.prefix)
+        yield Serving(
+            server=server,
+            port=stage.port,
+            prefix=launch.prefix,
+            guarded_prefix=launch.guarded_prefix,
+            key=launch.key,
+        )
 
 
 def _environment(stage: Stage) -> dict[str, str]:
@@ -90,17 +109,24 @@ def _prepare_relay_on_aiohttp(stage: Stage) -> Launch:
 
 
 def _serve_relay(stage: Stage, *, python: Path, settings: str) -> Launch:
-    """What an admin does: first run, one upstream, everything else left as it is."""
+    """What an admin does: first run, one upstream that is open, one that asks for a key and injects a header, the key.
+    Everything else is left as it is."""
     env = {"RELAY_DATA_DIR": str(stage.folder / "data"), "DJANGO_SETTINGS_MODULE": settings}
     manage = [str(python), "manage.py"]
-    prepared = stage.folder / "prepared"
-    if not prepared.exists():
-        add = ["upstreams", "add", "origin", stage.origin.url, "--access", "anyone", "--allow-network", "127.0.0.0/8"]
-        for command in (["first_run"], add):
-            _run([*manage, *command], env={**_environment(stage), **env})
-        prepared.touch()
+    key = stage.folder / "key"
+    if not key.exists():
+        place = [stage.origin.url, "--allow-network", "127.0.0.0/8"]
+        credential = ["--header", "request:set:Authorization=Bearer injected"]
+        for command in (
+            ["first_run"],
+            ["upstreams", "add", "origin", *place, "--access", "anyone"],
+            ["upstreams", "add", "guarded", *place, "--access", "key", *credential],
+            ["shell", "-c", ISSUE],
+        ):
+            said = _run([*manage, *command], env={**_environment(stage), **env})
+        key.write_text(said.strip().rpartition("\n")[2])
     serve = [*manage, "serve", "--bind", f"127.0.0.1:{stage.port}", "--workers", "1"]
-    return Launch(serve, env=env, prefix="/relay/origin")
+    return Launch(serve, env=env, prefix="/relay/origin", guarded_prefix="/relay/guarded", key=key.read_text())
 
 
 def _prepare_nginx(stage: Stage) -> Launch:
@@ -124,7 +150,7 @@ def _under_uvicorn(module: str) -> Callable[[Stage], Launch]:
     return prepare
 
 
-def _run(command: list[str], *, env: Mapping[str, str]) -> None:
+def _run(command: list[str], *, env: Mapping[str, str]) -> str:
     try:
         ended = subprocess.run(command, env=dict(env), cwd=PROJECT, capture_output=True, text=True, check=False)
     except OSError as error:
@@ -132,6 +158,7 @@ def _run(command: list[str], *, env: Mapping[str, str]) -> None:
     if ended.returncode:
         lines = (ended.stderr or ended.stdout).strip().splitlines()
         raise Failed(f"{' '.join(command[1:3])}: {lines[-1] if lines else f'exit code {ended.returncode}'}")
+    return ended.stdout
 
 
 def _relay_version() -> str:
@@ -150,12 +177,14 @@ PEERS = (
         _relay_version,
         _prepare_relay,
         "`manage.py serve --workers 1`, default settings, access log on",
+        knows_keys=True,
     ),
     Peer(
         "relay-on-aiohttp",
         lambda: f"{_relay_version()} on aiohttp {version('aiohttp')}",
         _prepare_relay_on_aiohttp,
         "the same with the engine it had before, `bench.engines.aiohttp_engine`",
+        knows_keys=True,
     ),
     Peer(
         "example",

@@ -12,6 +12,8 @@ from bench.goals import Verdict
 
 SPEEDS = (*(keys.rate_key(*cell) for cell in keys.CELLS), keys.DOWNLOAD, keys.UPLOAD)
 REST = (
+    keys.AUTHORISED,
+    keys.AUTHORISED_SHARE,
     keys.MEDIAN_AT_1,
     keys.ADDED_AT_1,
     keys.FIRST_EVENT,

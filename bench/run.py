@@ -78,12 +78,14 @@ class Turns:
         self.cells = {
             cell: Series(keys.rate_key(*cell), keys.p50_key(*cell), keys.p99_key(*cell)) for cell in keys.CELLS
         }
+        self.authorised = Series(keys.AUTHORISED, keys.AUTHORISED_SHARE)
         self.long_bodies = {key: Series(key) for key in LONG_BODIES}
 
     def settle(self, ceiling: Ceiling) -> None:
         """Make figures of the rounds."""
         figures = self.figures
-        for series in (self.idle_memory, *self.cells.values(), *self.long_bodies.values()):
+        authorised = [self.authorised] if self.peer.knows_keys else []
+        for series in (self.idle_memory, *self.cells.values(), *authorised, *self.long_bodies.values()):
             series.settle(figures)
         try:
             figures.values[keys.MEDIAN_AT_1] = median_at_1 = figures[keys.p50_key("13 B", 1)]
@@ -127,7 +129,7 @@ def measure_ceiling(origin: Origin, *, seconds: int, rounds: int) -> Ceiling:
 
 
 def _take_turn(turn: Turns, number: int, plan: Plan) -> None:
-    """The rates of small bodies, then those of larger ones, then long bodies."""
+    """The rates of small bodies, then those of larger ones, those with a key, then long bodies."""
     small, large = ({cell: turn.cells[cell] for cell in cells} for cells in (keys.SMALL_CELLS, keys.LARGE_CELLS))
     with a_round([turn.idle_memory, *small.values()], number), _running(turn.peer, plan) as serving:
         _check_bodies(serving, plan.origin)
@@ -139,6 +141,9 @@ def _take_turn(turn: Turns, number: int, plan: Plan) -> None:
         _check_bodies(serving, plan.origin)
         with _peak_watched(serving.server, turn.figures):
             _measure_rates(serving, large, number, plan)
+    if turn.peer.knows_keys:
+        with a_round([turn.authorised], number), _running(turn.peer, plan) as serving:
+            _measure_authorised(serving, turn.authorised, plan)
     with (
         a_round(list(turn.long_bodies.values()), number),
         _running(turn.peer, plan) as serving,
@@ -244,6 +249,29 @@ def _measure_rates(serving: Serving, cells: Mapping[tuple[str, int], Series], nu
             series.add(rate.per_second, rate.p50_ms, rate.p99_ms, errors=rate.errors, foreign_share=foreign.share)
             _say(f"  {series.keys[0]}: {rate.per_second:,.0f}")
         server.wait_until_quiet()
+
+
+def _measure_authorised(serving: Serving, series: Series, plan: Plan) -> None:
+    """Open, authorised, authorised, open: whatever the machine does meanwhile falls on both alike."""
+    place = f"http://127.0.0.1:{serving.port}"
+    ways = {
+        "open": (f"{place}{serving.prefix}{BODIES['13 B']}", ""),
+        "authorised": (f"{place}{serving.guarded_prefix}{BODIES['13 B']}", f"Relay-Key: {serving.key}"),
+    }
+    for url, header in ways.values():
+        put_load(url, connections=32, seconds=WARM_UP_SECONDS, header=header)
+    rates: dict[str, float] = dict.fromkeys(ways, 0.0)
+    errors = 0
+    serving.server.wait_until_quiet()
+    with ForeignLoad(serving.server) as foreign:
+        for way in ("open", "authorised", "authorised", "open"):
+            url, header = ways[way]
+            rate = put_load(url, connections=32, seconds=plan.seconds, header=header)
+            rates[way] += rate.per_second / 2
+            errors += rate.errors
+    share = rates["authorised"] / rates["open"]
+    series.add(rates["authorised"], share, errors=errors, foreign_share=foreign.share)
+    _say(f"  {keys.AUTHORISED}: {rates['authorised']:,.0f}, {share:.3f} of the rate without")
 
 
 def _measure_long_bodies(serving: Serving, long_bodies: Mapping[str, Series], number: int) -> None:

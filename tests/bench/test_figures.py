@@ -74,6 +74,7 @@ def at_the_bounds() -> dict[str, Figures]:
         keys.GROWTH_DOWN: 23.9,
         keys.GROWTH_UP: 23.9,
         keys.PER_STREAM: 24.9,
+        keys.AUTHORISED_SHARE: 0.9,
     }
     return {
         "relay": full("relay", **figures),
@@ -95,6 +96,12 @@ def test_every_goal_is_met_at_its_bound() -> None:
         ("relay", keys.rate_key("64 KiB", 32), 899.0, "64 KiB at 32 connections: the example's rate"),
         ("relay", keys.rate_key("13 B", 256), 1329.0, "13 B at 256 connections: own rate at 32"),
         ("relay", keys.rate_key("13 B", 1000), 1259.0, "13 B at 1,000 connections: own rate at 32"),
+        (
+            "relay",
+            keys.AUTHORISED_SHARE,
+            0.89,
+            "13 B at 32 connections with a key and an injected header: own rate without",
+        ),
         ("example", keys.DOWNLOAD, 100.1, "200 MB down: the example's speed"),
         ("nginx", keys.DOWNLOAD, 250.1, "200 MB down: nginx's speed with default settings"),
         ("relay", keys.UPLOAD, 209.0, "200 MB up: own speed down"),

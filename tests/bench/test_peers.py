@@ -20,7 +20,7 @@ RELAY_PYTHON = Path("/relay/bin/python")
 @pytest.fixture
 def launched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Launch]:
     """By peer. What would be run to prepare them is not."""
-    monkeypatch.setattr(peers, "_run", lambda command, *, env: None)
+    monkeypatch.setattr(peers, "_run", lambda command, *, env: "2 objects imported\nrk_the-key\n")
     stage = Stage(folder=tmp_path, port=8000, origin=Origin(port=9000), relay_python=RELAY_PYTHON)
     return {peer.name: peer.prepare(stage) for peer in PEERS if peer.name.startswith("relay")}
 
@@ -44,3 +44,10 @@ def test_the_settings_differ_by_the_engine_alone_and_name_one_that_is_there() ->
     assert spec.origin is not None
     parsed = ast.parse(Path(spec.origin).read_text())  # not imported: aiohttp need not be here
     assert name in {node.name for node in parsed.body if isinstance(node, ast.ClassDef)}
+
+
+def test_both_engines_are_given_an_open_upstream_and_one_that_asks_for_a_key(launched: dict[str, Launch]) -> None:
+    for launch in launched.values():
+        assert (launch.prefix, launch.guarded_prefix, launch.key) == ("/relay/origin", "/relay/guarded", "rk_the-key")
+        assert launch.key not in repr(launch)
+    assert [peer.name for peer in PEERS if peer.knows_keys] == list(launched)

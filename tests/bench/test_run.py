@@ -57,6 +57,9 @@ class Stage:
         self.rate: Callable[[tuple[str, int], int], Rate] = lambda cell, seconds: Rate(100.0, 0.5, 1.0, 0)
         self.refuse_start: Callable[[str], None] = lambda peer: None
         self.server = StandIn()
+        self.knows_keys = False
+        self.shown: list[tuple[str, str]] = []
+        """The upstream and the header line of each load of an authorised turn."""
 
     def measure(self, *peers: str, rounds: int = 1) -> list[Figures]:
         plan = Plan(
@@ -69,7 +72,7 @@ class Stage:
             relay_python=Path(),
             server_core=None,
         )
-        return measure([Peer(name, lambda: "1", cast(Any, None), "a note") for name in peers], plan)
+        return measure([Peer(name, lambda: "1", cast(Any, None), "a note", self.knows_keys) for name in peers], plan)
 
     def measured(self) -> list[tuple[Any, ...]]:
         """Without warm-ups."""
@@ -86,9 +89,11 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> Stage:
         stage.refuse_start(peer.name)
         stage.done.append(("start", peer.name))
         stage.server = StandIn()
-        yield Serving(server=cast(Server, stage.server), port=8000, prefix="/relay/origin")
+        server = cast(Server, stage.server)
+        yield Serving(server, port=8000, prefix="/relay/origin", guarded_prefix="/relay/guarded", key="rk_key")
 
-    def put_load(url: str, *, connections: int, seconds: int) -> Rate:
+    def put_load(url: str, *, connections: int, seconds: int, header: str = "") -> Rate:
+        stage.shown.append((url.split("/")[-2], header))
         cell = (sizes["/" + url.rpartition("/")[2]], connections)
         stage.done.append(("load", cell, seconds))
         return stage.rate(cell, seconds)
@@ -222,3 +227,20 @@ def test_help_says_how_long_a_run_takes(capsys: pytest.CaptureFixture[str]) -> N
     with pytest.raises(SystemExit):
         command.main(["--help"])
     assert "about 25 minutes" in capsys.readouterr().out
+
+
+def test_with_a_key_and_without_are_measured_in_turn_on_one_fresh_server(stage: Stage) -> None:
+    stage.knows_keys = True
+    guarded = ("guarded", "Relay-Key: rk_key")
+    stage.rate = lambda cell, seconds: Rate(90.0 if stage.shown[-1] == guarded else 100.0, 0.5, 1.0, 0)
+    [figures] = stage.measure("relay")
+    assert (figures.values[keys.AUTHORISED], figures.values[keys.AUTHORISED_SHARE]) == (90.0, 0.9)
+    before = 2 * len(SMALL + LARGE)  # each with its warm-up
+    beside = [("origin", ""), guarded, ("origin", ""), guarded, guarded, ("origin", "")]
+    assert stage.shown == [("origin", "")] * before + beside
+    assert [what[0] for what in stage.done].count("start") == len(("small", "large", "with a key", "long", "once"))
+
+
+def test_peers_without_keys_have_no_figure_and_no_remark_for_it(stage: Stage) -> None:
+    [figures] = stage.measure("example")
+    assert not {keys.AUTHORISED, keys.AUTHORISED_SHARE} & (figures.values.keys() | figures.remarks.keys())
