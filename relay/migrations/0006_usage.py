@@ -31,6 +31,8 @@ class Migration(migrations.Migration):
                 ('upstream', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='would_refuse', to='relay.upstream')),
             ],
             options={
+                'verbose_name': 'report-only count',
+                'default_permissions': (),
                 'constraints': [models.UniqueConstraint(fields=('upstream', 'reason', 'day'), name='relay_would_refuse_once')],
             },
         ),

@@ -29,6 +29,8 @@ class WouldRefuse(models.Model):
     count = models.PositiveBigIntegerField(default=0)
 
     class Meta:
+        verbose_name = "report-only count"
+        default_permissions = ()
         constraints: ClassVar = [
             models.UniqueConstraint(fields=("upstream", "reason", "day"), name="relay_would_refuse_once")
         ]

@@ -70,7 +70,7 @@ def _judge(
 def _who_calls(entry: Entry, shown: bytes | None, roster: Roster) -> tuple[bytes, ApiKey | None]:
     """(digest, key) of what was shown, the key in force or not; without one, the caller is nobody."""
     if shown and keys.is_well_formed(shown):
-        entry.key = keys.prefix_of(shown.decode())
+        entry.key = shown[: keys.PREFIX_CHARACTERS].decode()
         for digest in vault.keyring().digests(shown):
             key = roster.find(digest)
             if key is not None:

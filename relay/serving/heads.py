@@ -80,6 +80,9 @@ def response_pairs(
     if not _PLACED.isdisjoint(present):
         pairs = _placed(upstream, pairs, mount=mount, at_root=at_root)
     pairs.append((b"via", b"1.1 " + own_name))
+    if not upstream.open_to_anyone:
+        # A shared cache in front must not give one caller's answer to those who show no key.
+        pairs.append((b"vary", b"relay-key, authorization"))
     if b"date" not in present:
         pairs.append((b"date", _date(int(time.time()))))
     if b"x-request-id" not in present:

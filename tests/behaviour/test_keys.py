@@ -122,6 +122,17 @@ async def test_nominating_the_key_as_hop_by_hop_changes_nothing(
     assert key[3:] not in (await origin.next_request()).raw_head
 
 
+async def test_a_cache_in_front_is_told_that_the_answer_depends_on_the_key(
+    origin: Origin, relayed: Relayed, issued: Issued, caller: Caller
+) -> None:
+    origin.otherwise(reply(headers=[(b"Vary", b"Accept"), (b"Cache-Control", b"public, max-age=60")]))
+    key, _ = issued(relayed("closed", id=1, open_to_anyone=False))
+    relayed("open", id=2)
+    closed = await caller.get(b"/relay/closed/x", [(b"Relay-Key", key)])
+    assert closed.values(b"vary") == [b"Accept", b"relay-key, authorization"]
+    assert (await caller.get(b"/relay/open/x", [(b"Relay-Key", key)])).values(b"vary") == [b"Accept"]
+
+
 @pytest.mark.parametrize("fields", [[], [(b"Relay-Key", b"")], [(b"Authorization", b"Basic cmtfYTpi")]])
 async def test_who_shows_no_key_is_asked_for_one(
     origin: Origin, relayed: Relayed, caller: Caller, fields: HeaderPairs

@@ -34,6 +34,11 @@ ApiKey.objects.get().revoke()
 print(time.time())
 """
 
+LAST_USED = """
+from relay.models import ApiKey
+print(ApiKey.objects.get().last_used_at is not None)
+"""
+
 
 @pytest_asyncio.fixture
 async def served(origin: Origin) -> AsyncIterator[ServedProcess]:
@@ -107,3 +112,5 @@ async def test_open_streams_are_cut_in_every_worker(served: ServedProcess, origi
         async with Caller(served.port) as caller:
             assert (await caller.get(b"/relay/o/x", [(b"Relay-Key", key.encode())])).status == 401
         await origin.until_connections(0)
+    assert await served.stop() == 0
+    assert await done(served, "shell", "-c", LAST_USED) == "True", "what was noted is written at the latest by the end"
