@@ -215,6 +215,13 @@ def _folder(text: str) -> Path:
     return folder
 
 
+def _credentials_folder(text: str) -> str:
+    """It need not be there: a secret's volume may be mounted later."""
+    if text and not Path(text).is_absolute():
+        raise ValueError
+    return os.path.normpath(text) if text else ""
+
+
 def _time_zone(text: str) -> str:
     try:
         zoneinfo.ZoneInfo(text)
@@ -325,6 +332,17 @@ VARIABLES: tuple[Variable, ...] = (
         expects="a folder that can be made or written",
         help="Holds the SQLite database, the secret key and the collected static files. Relative to the project.",
         parse=_folder,
+    ),
+    Variable(
+        name="RELAY_CREDENTIALS_DIR",
+        default="",
+        default_words="empty: no files",
+        expects="the whole path of a folder that holds secrets for upstreams and nothing else",
+        help=(
+            "Upstreams' credentials may name files below it. Whoever may set credentials can have the relay send what "
+            "is in them: never a folder that holds the data folder."
+        ),
+        parse=_credentials_folder,
     ),
     Variable(
         name="TRUSTED_PROXIES",

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from asgiref.sync import iscoroutinefunction
 from django.apps import AppConfig
+from django.conf import settings as django_settings
 from django.core import checks
 from django.utils.module_loading import import_string
 
@@ -47,6 +49,17 @@ def check_settings(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[ch
                 "RELAY_CATALOG_POLL_SECONDS is not between 0.05 and 60.", hint="0.5 is the default.", id="relay.E005"
             )
         )
+    if settings.credentials_dir:
+        folder = Path(settings.credentials_dir)
+        held = [path for path in _private_paths() if path.resolve().is_relative_to(folder.resolve())]
+        if held or not folder.is_absolute():
+            found.append(
+                checks.Error(
+                    "RELAY_CREDENTIALS_DIR is not an absolute path, or holds the relay's own data or database.",
+                    hint="Name a folder that holds secrets for upstreams and nothing else.",
+                    id="relay.E007",
+                )
+            )
     try:
         import_string(settings.transport)
     except ImportError as problem:
@@ -58,3 +71,11 @@ def check_settings(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[ch
             )
         )
     return found
+
+
+def _private_paths() -> list[Path]:
+    """What no credential may name: the folder of the relay's own data, and databases that are files."""
+    data_dir = getattr(django_settings, "RELAY_DATA_DIR", None)
+    names = [database.get("NAME") for database in django_settings.DATABASES.values()]
+    files = [Path(name) for name in names if isinstance(name, str | Path) and Path(name).is_absolute()]
+    return [*([Path(data_dir)] if data_dir else []), *files]

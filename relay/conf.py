@@ -43,6 +43,8 @@ class Conf:
     catalog_poll_seconds: float
     encryption_keys: tuple[str, ...] = field(repr=False)
     """The roots of `relay.vault`, newest first: those set for it, then Django's secret key and its fallbacks."""
+    credentials_dir: str
+    """The one folder below which upstreams' credentials may name files. Empty: none."""
     transport: str
     """Dotted path of the engine that goes out: an `httpx.AsyncBaseTransport`, called without arguments at start-up."""
 
@@ -72,6 +74,7 @@ def current() -> Conf:
             settings.SECRET_KEY,
             *settings.SECRET_KEY_FALLBACKS,
         ),
+        credentials_dir=str(getattr(settings, "RELAY_CREDENTIALS_DIR", "") or ""),
         transport=getattr(settings, "RELAY_TRANSPORT", DEFAULT_TRANSPORT),
     )
 

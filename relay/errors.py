@@ -51,6 +51,12 @@ class PathRefused(RequestRefused):
     advice = "Send a path without dot segments, backslashes or control bytes, in any spelling."
 
 
+class ParameterRefused(RequestRefused):
+    type = "parameter-reserved"
+    title = "The query names a parameter that only the relay may set"
+    advice = "Leave that parameter out, in every spelling: the relay adds it to each request for this upstream."
+
+
 class KeyRequired(RelayError):
     status = 401
     type = "key-required"
@@ -161,6 +167,22 @@ class UpstreamFull(RelayError):
     retry_after_seconds = 1
 
 
+class CredentialUnconfirmed(RelayError):
+    status = 503
+    type = "credential-unconfirmed"
+    title = "This upstream's credential waits to be confirmed"
+    advice = "Ask an admin to confirm the credential: where the upstream leads has changed since it was set."
+    proxy_status = "proxy_configuration_error"
+
+
+class CredentialUnusable(RelayError):
+    status = 503
+    type = "credential-unusable"
+    title = "This upstream's credential cannot be used"
+    advice = "Ask an admin to read the relay's log, which says why, and to set the credential again."
+    proxy_status = "proxy_configuration_error"
+
+
 class Draining(RelayError):
     status = 503
     type = "draining"
@@ -228,6 +250,13 @@ class OutboundProxyFailed(UpstreamFailed):
     title = "The outbound proxy did not let the connection through"
     advice = "Ask an admin to check the upstream's outbound proxy."
     proxy_status = "connection_refused"
+
+
+class TokenUnavailable(UpstreamFailed):
+    type = "token-unavailable"
+    title = "No access token for the upstream could be had"
+    advice = "Try again later; if it stays, ask an admin to check the upstream's OAuth credential."
+    proxy_status = "proxy_internal_error"
 
 
 class UpstreamHungUp(UpstreamFailed):

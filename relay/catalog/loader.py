@@ -2,8 +2,8 @@
 
 Why a snapshot is never a mixture. The number of the last revision is read first, and everything else at that moment or
 later: what commits in between has a higher number and is read again at the next load, so nothing is ever missed. One
-statement reads an upstream together with its header rules, so that a new base URL never meets the old credentials, on
-every database and without a transaction that would keep writers waiting.
+statement reads an upstream together with its header rules and credentials, so that a new base URL never meets the old
+credentials, on every database and without a transaction that would keep writers waiting.
 
 Rows that can no longer be read are left out and logged, without their values: they must not take the others with them.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from operator import attrgetter
@@ -20,10 +20,10 @@ from typing import cast
 from uuid import UUID
 
 from django.db import DEFAULT_DB_ALIAS, Error, ProgrammingError, close_old_connections, connections, transaction
-from django.db.models import OuterRef, QuerySet, Subquery
+from django.db.models import OuterRef, Q, QuerySet, Subquery
 
 from relay import models
-from relay.catalog import consumers
+from relay.catalog import consumers, credentials, references
 from relay.catalog.roster import Roster
 from relay.catalog.snapshot import HeaderChanges, Snapshot, Upstream
 from relay.rules.addresses import parse_networks
@@ -64,7 +64,12 @@ _COLUMNS = (
     "ca_bundle",
     "outbound_proxy",
 )
+_CREDENTIAL_COLUMNS = tuple(f"credentials__{name}" for name in credentials.Row._fields)
 _RULE_COLUMNS = ("header_rules__side", "header_rules__action", "header_rules__name", "header_rules__value")
+
+
+_CREDENTIALS = slice(len(_COLUMNS) + 1, len(_COLUMNS) + 1 + len(_CREDENTIAL_COLUMNS))
+"""Where they stand in a line, behind the revision."""
 
 
 class CatalogUnreadable(Exception):
@@ -90,17 +95,18 @@ def load_all() -> Snapshot:
 def load_changes(since: Snapshot) -> Snapshot | None:
     """The snapshot after `since`, or None when nothing changed. Raises `CatalogUnreadable`.
 
-    Four or five statements, and work in proportion to what changed. A revision below that of `since` means another
-    database (one restored, or flushed): all is read anew.
+    Files that credentials were read from count, too. Four or five statements, and work in proportion to what changed.
+    A revision below that of `since` means another database (one restored, or flushed): all is read anew.
     """
     with _reading():
         revision = _revision()
-        if revision == since.revision:
+        stale = [upstream.slug for upstream in since.following_files() if _reads_changed_files(upstream)]
+        if revision == since.revision and not stale:
             return None
-        if revision > since.revision:
+        if revision >= since.revision:
             changes = models.Change.objects.filter(revision__gt=since.revision)
-            slugs = set(changes.values_list("slug", flat=True))
-            rows = models.Upstream.objects.filter(slug__in=changes.values("slug"))
+            slugs = {*changes.values_list("slug", flat=True), *stale}
+            rows = models.Upstream.objects.filter(Q(slug__in=changes.values("slug")) | Q(slug__in=stale))
             callers = models.ConsumerChange.objects.filter(revision__gt=since.revision)
             consumer_ids = set(callers.values_list("consumer_id", flat=True))
             if len(slugs) + len(consumer_ids) < MANY_CHANGES:
@@ -120,6 +126,10 @@ def _following(
         entries = list(consumers.read_some(consumer_ids))
         roster = since.roster.with_changes(entries, consumer_ids.difference(consumer.id for consumer, _ in entries))
     return since.with_changes(changed, removed, roster=roster, revision=revision)
+
+
+def _reads_changed_files(upstream: Upstream) -> bool:
+    return upstream.credential is not None and references.have_changed(upstream.credential.files)
 
 
 def release_connections() -> None:
@@ -178,23 +188,28 @@ def _revision() -> int:
 
 
 def _read(rows: QuerySet[models.Upstream]) -> Iterator[Upstream]:
-    """The readable ones of the enabled rows, in one statement: a row for each header rule, at least one an upstream."""
+    """The readable ones of the enabled rows, in one statement: a row for each header rule and credential, at least
+    one an upstream."""
     last_change = models.Change.objects.filter(slug=OuterRef("slug")).values("revision")
     found = (
         rows.filter(enabled=True)
-        .order_by("id", "header_rules__id")
+        .order_by("id", "header_rules__id", "credentials__id")
         .annotate(revision=Subquery(last_change))
-        .values_list(*_COLUMNS, "revision", *_RULE_COLUMNS, named=True)
+        .values_list(*_COLUMNS, "revision", *_CREDENTIAL_COLUMNS, *_RULE_COLUMNS, named=True)
         .iterator(chunk_size=FETCHED_ROWS)
     )
     for slug, group in groupby(found, key=attrgetter("slug")):
         lines = list(group)
-        rules = [tuple(line[-len(_RULE_COLUMNS) :]) for line in lines]
+        # Each rule comes once with each credential.
+        kinds = len({line.credentials__id for line in lines}) if len(lines) > 1 else 1
+        rules = [tuple(line[-len(_RULE_COLUMNS) :]) for line in lines[::kinds]]
+        shown = [credentials.Row(*line[_CREDENTIALS]) for line in lines[:kinds]]
         try:
             yield snapshot_of(
                 # It has the model's attributes, at a tenth of a model's price.
                 cast(models.Upstream, lines[0]),
                 [] if rules[0][0] is None else cast(list[tuple[str, str, str, str]], rules),
+                [] if shown[0].id is None else shown,
                 revision=lines[0].revision or 0,
             )
         except RowUnreadable as problem:
@@ -205,8 +220,15 @@ class RowUnreadable(Exception):
     """A row that no admin or command could have saved. The text names the field, never its value."""
 
 
-def snapshot_of(row: models.Upstream, rules: Iterable[tuple[str, str, str, str]], *, revision: int = 0) -> Upstream:
-    """What requests see of a row. `rules` are (side, action, name, value) in their order. Raises `RowUnreadable`.
+def snapshot_of(
+    row: models.Upstream,
+    rules: Iterable[tuple[str, str, str, str]],
+    shown: Sequence[credentials.Row] = (),
+    *,
+    revision: int = 0,
+) -> Upstream:
+    """What requests see of a row. `rules` are (side, action, name, value) in their order, `shown` the credentials.
+    Raises `RowUnreadable`.
 
     The CA bundle is not parsed here: that takes a millisecond, and what is wrong with it fails at the TLS handshake.
     """
@@ -250,6 +272,7 @@ def snapshot_of(row: models.Upstream, rules: Iterable[tuple[str, str, str, str]]
             verify_tls=bool(row.verify_tls),
             ca_bundle=row.ca_bundle,
             outbound_proxy=row.outbound_proxy,
+            credential=credentials.read(row, shown) if shown else None,
             request_changes=request_changes,
             response_changes=response_changes,
         )

@@ -16,6 +16,7 @@ from ipaddress import IPv4Network, IPv6Network
 from zlib import crc32
 
 from relay.catalog.roster import ApiKey, Consumer, Roster
+from relay.rules.credentials import Credential
 
 SHARDS = 1024
 
@@ -41,7 +42,8 @@ class Upstream:
     id: int = 0
     """The row's; grants name it, so that they outlive a change of the slug."""
     revision: int
-    """When it was last changed; two pictures of a slug with the same revision are the same."""
+    """When it was last changed; two pictures of a slug with the same revision are the same, but for a
+    credential that was read from a file."""
 
     scheme: str
     host: str
@@ -76,6 +78,7 @@ class Upstream:
     verify_tls: bool = True
     ca_bundle: str = field(default="", repr=False)
     outbound_proxy: str = field(default="", repr=False)
+    credential: Credential | None = field(default=None, repr=False)
 
     request_changes: HeaderChanges = HeaderChanges()
     response_changes: HeaderChanges = HeaderChanges()
@@ -105,13 +108,17 @@ _NOBODY = Roster()
 class Snapshot:
     """All enabled upstreams and live consumers at one revision. Immutable: `with_changes` gives the next one."""
 
-    __slots__ = ("_shards", "revision", "roster")
+    __slots__ = ("_following_files", "_shards", "revision", "roster")
 
     def __init__(self, upstreams: Iterable[Upstream] = (), *, roster: Roster = _NOBODY, revision: int = 0) -> None:
         shards: _Shards = tuple({} for _ in range(SHARDS))
+        following_files = set()
         for upstream in upstreams:
             key = upstream.slug.encode()
             shards[crc32(key) % SHARDS][key] = upstream
+            if upstream.credential is not None and upstream.credential.files:
+                following_files.add(key)
+        self._following_files = frozenset(following_files)
         self._shards = shards
         self.roster = roster
         self.revision = revision
@@ -131,6 +138,7 @@ class Snapshot:
         """The next snapshot. Costs as much as what changed, not as what there is. No `roster`: it is as it was."""
         shards = list(self._shards)
         copied: set[int] = set()
+        following_files = set(self._following_files)
 
         def shard_of(key: bytes) -> dict[bytes, Upstream]:
             index = crc32(key) % SHARDS
@@ -141,14 +149,24 @@ class Snapshot:
 
         for slug in removed:
             shard_of(slug.encode()).pop(slug.encode(), None)
+            following_files.discard(slug.encode())
         for upstream in changed:
             key = upstream.slug.encode()
             shard_of(key)[key] = upstream
+            following_files.discard(key)
+            if upstream.credential is not None and upstream.credential.files:
+                following_files.add(key)
         following = object.__new__(Snapshot)
         following._shards = tuple(shards)
+        following._following_files = frozenset(following_files)
         following.roster = self.roster if roster is None else roster
         following.revision = revision
         return following
+
+    def following_files(self) -> Iterator[Upstream]:
+        """The upstreams whose credentials were read from files."""
+        for key in self._following_files:
+            yield self._shards[crc32(key) % SHARDS][key]
 
     def not_shared_with(self, following: Snapshot) -> list[Upstream | Consumer | ApiKey]:
         """What is in shards that `following` replaced, changed or not."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from relay.models.consumers import ApiKey, Consumer, Grant
+from relay.models.credentials import AuthStyle, Credential, CredentialKind
 from relay.models.revisions import Change, ConsumerChange, Recorded, RecordingQuerySet, Revision, record_changes
 from relay.models.upstreams import (
     Access,
@@ -20,9 +21,12 @@ __all__ = [
     "Access",
     "Action",
     "ApiKey",
+    "AuthStyle",
     "Change",
     "Consumer",
     "ConsumerChange",
+    "Credential",
+    "CredentialKind",
     "Delivery",
     "Grant",
     "HeaderRule",

@@ -302,6 +302,14 @@ class Upstream(Recorded):
                 f"Only {self.max_connections} of {self.max_concurrent} concurrent exchanges can have a connection; "
                 "the others wait for the connect time-out."
             )
+        unconfirmed = [
+            credential for credential in (self.credentials.all() if self.pk else ()) if not credential.is_confirmed
+        ]
+        found += [
+            f"Its credential ({credential}) was confirmed for another place than it leads to now. Requests are refused "
+            "until somebody who may set credentials confirms it."
+            for credential in unconfirmed
+        ]
         return found
 
 

@@ -1,6 +1,7 @@
 """The two heads of an exchange: what the upstream is sent, and what the caller is sent back.
 
-Puts the rules of `relay.rules` in their order. Strip first, inject last; an upstream's header rules have the last word.
+Puts the rules of `relay.rules` in their order. Strip first, inject last: the relay's own fields, then the upstream's
+header rules, then its credential. What has to wait or to be signed is added by `relay.upstreams.exchange`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from email.utils import formatdate
 from functools import lru_cache
 
 from relay.catalog import Upstream
-from relay.rules import cookies, forwarding, headers, location, paths
+from relay.rules import cookies, forwarding, headers, location, paths, queries
 from relay.rules.headers import Pairs, RequestFields
 
 _PLACED = frozenset({b"location", b"content-location", b"link", b"refresh", b"set-cookie"})
@@ -18,7 +19,10 @@ _PLACED = frozenset({b"location", b"content-location", b"link", b"refresh", b"se
 
 
 def request_target(upstream: Upstream, rest: bytes, query: bytes | None) -> bytes:
-    """The request target at the upstream: what the caller appended to the mount, byte for byte."""
+    """The request target at the upstream: what the caller appended to the mount, byte for byte, and the credential that
+    is a query parameter. Raises `ParameterRefused`."""
+    if upstream.credential is not None and upstream.credential.parameter is not None:
+        query = queries.with_parameter(query, upstream.credential.parameter)
     return paths.join_target(upstream.base_prefix + rest if rest else upstream.bare_target, query)
 
 
@@ -34,7 +38,8 @@ def request_pairs(
     own_hop: bytes,
     passes_trailers: bool,
 ) -> Pairs:
-    """The header pairs the upstream gets: the caller's, stripped; then framing, the relay's own, and the rules'.
+    """The header pairs the upstream gets: the caller's, stripped; then framing, the relay's own, the rules', and the
+    credential's, in whose place nothing else may stand.
 
     `passes_trailers`: the server can send the caller trailers.
     """
@@ -66,6 +71,9 @@ def request_pairs(
     changes = upstream.request_changes
     if changes:
         pairs = headers.apply_changes(pairs, removed=changes.removed, appended=changes.appended)
+    credential = upstream.credential
+    if credential is not None and credential.removed:
+        pairs = headers.apply_changes(pairs, removed=credential.removed, appended=credential.appended)
     return pairs
 
 

@@ -15,7 +15,9 @@ from django.utils.module_loading import import_string
 
 from relay import catalog, conf
 from relay.observing.families import Family, Sample
+from relay.rules.credentials import TokenGrant
 from relay.signals import server_shutdown, server_startup
+from relay.upstreams.tokens import Tokens
 
 
 @runtime_checkable
@@ -38,6 +40,7 @@ class RelayClient(httpx.AsyncClient):
     def __init__(self, transport: httpx.AsyncBaseTransport) -> None:
         super().__init__(transport=transport, trust_env=False, follow_redirects=False, timeout=None)
         self.transport = transport
+        self.tokens = Tokens(self.send)
 
     async def send(self, request: httpx.Request, **_: Any) -> httpx.Response:
         """Hand `request` to the transport. The response streams; whoever sends it closes it. Raises httpx's errors."""
@@ -58,17 +61,27 @@ async def close_client(**_: Any) -> None:
     global client
     closing, client = client, None
     if closing is not None:
+        await closing.tokens.aclose()
         await closing.aclose()
 
 
 def retire_pools(snapshot: catalog.Snapshot) -> None:
-    """Told by the catalog's watcher after each poll: pools of upstreams that are no longer as they were may go."""
-    if client is not None and isinstance(client.transport, KeepsPools):
+    """Told by the catalog's watcher after each poll: pools and tokens of upstreams that are no longer as they were may
+    go."""
+    if client is None:
+        return
+    if isinstance(client.transport, KeepsPools):
         client.transport.keep(lambda upstream: _is_current(snapshot, upstream))
+    client.tokens.keep(lambda slug, grant: _grants(snapshot, slug, grant))
 
 
 def _is_current(snapshot: catalog.Snapshot, upstream: catalog.Upstream) -> bool:
     return snapshot.find(upstream.slug.encode()) == upstream
+
+
+def _grants(snapshot: catalog.Snapshot, slug: str, grant: TokenGrant) -> bool:
+    upstream = snapshot.find(slug.encode())
+    return upstream is not None and upstream.credential is not None and upstream.credential.grant == grant
 
 
 def read() -> Iterator[tuple[Family, Sample]]:

@@ -33,9 +33,10 @@ import aiohappyeyeballs
 import httpx
 
 from relay.catalog import Upstream
+from relay.rules.credentials import ClientCertificate
 from relay.rules.urls import ProxyUrl, parse_proxy_url
 from relay.upstreams import faults
-from relay.upstreams.egress import AddrInfo, EgressDenied, Guard, tls_context
+from relay.upstreams.egress import AddrInfo, EgressDenied, Guard, show_certificate, tls_context
 from relay.upstreams.names import Found, Names
 
 NEXT_ADDRESS_SECONDS = 0.25
@@ -61,7 +62,7 @@ class Dialer:
     """Makes connections to one upstream at one revision. Belongs to the event loop of its `names`."""
 
     def __init__(self, upstream: Upstream, names: Names) -> None:
-        """Raises `faults.HandshakeFailed` when the CA bundle does not parse."""
+        """Raises `faults.HandshakeFailed` when the CA bundle or the client certificate does not parse."""
         proxy = parse_proxy_url(upstream.outbound_proxy) if upstream.outbound_proxy else None
         secure = upstream.scheme == "https"
         credentials = _credentials(proxy)
@@ -79,9 +80,11 @@ class Dialer:
         self._connect_request = _connect_request(upstream, credentials) if proxy is not None and secure else b""
         try:
             self._proxy_tls = _Tls(upstream, proxy.host) if proxy is not None and proxy.scheme == "https" else None
-            self._tls = _Tls(upstream, upstream.host) if secure else None
+            # A client certificate is for the upstream alone, not for the proxy.
+            certificate = upstream.credential.certificate if upstream.credential is not None else None
+            self._tls = _Tls(upstream, upstream.host, certificate) if secure else None
         except (ssl.SSLError, ValueError) as problem:
-            unparsed = faults.HandshakeFailed("the CA bundle does not parse")
+            unparsed = faults.HandshakeFailed("the CA bundle or the client certificate does not parse")
             raise faults.placed(unparsed, faults.Progress("tls")) from problem
         # Whoever saves an upstream anew sees at once what its name leads to now.
         names.forget(self._host, self._port)
@@ -313,12 +316,14 @@ class _Unasked(ValueError):
 class _Tls:
     """TLS with one host: its settings, the name to ask for, and the session to resume."""
 
-    def __init__(self, upstream: Upstream, host: str) -> None:
+    def __init__(self, upstream: Upstream, host: str, certificate: ClientCertificate | None = None) -> None:
         self.session: ssl.SSLSession | None = None
         self._session_taken_at = 0.0
         self._asked: weakref.WeakSet[ssl.SSLObject] = weakref.WeakSet()
         self._host = host
         self._context = tls_context(upstream, _ResumingContext)
+        if certificate is not None:
+            show_certificate(self._context, certificate)
         self._context.keep_session_in(self)
 
     def remember(self, connection: ssl.SSLObject) -> None:

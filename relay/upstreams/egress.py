@@ -14,6 +14,7 @@ import asyncio
 import errno
 import socket
 import ssl
+import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
@@ -23,6 +24,7 @@ import certifi
 
 from relay.catalog import Upstream
 from relay.rules.addresses import Judgement, carried_addresses, judge
+from relay.rules.credentials import ClientCertificate
 
 Address = IPv4Address | IPv6Address
 SocketAddress = tuple[str, int] | tuple[str, int, int, int]
@@ -132,3 +134,12 @@ def tls_context(upstream: Upstream, kind: type[ssl.SSLContext] = ssl.SSLContext)
         else:
             context.load_verify_locations(cafile=certifi.where())
     return context
+
+
+def show_certificate(context: ssl.SSLContext, certificate: ClientCertificate) -> None:
+    """Have `context` show a client certificate to who asks for one. Raises `ssl.SSLError` when it is none."""
+    # OpenSSL's files are the one way that Python has. The key in it is encrypted, and the file is gone at once.
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(certificate.pem)
+        file.flush()
+        context.load_cert_chain(file.name, password=certificate.passphrase)

@@ -4,12 +4,16 @@ Theory of operation. `Exchange.open` takes a slot, builds the `httpx.Request`, s
 when the answer's head is there. The body is then an async iterator of bytes that bounds what it passes on. `close`
 gives the slot and the connection back: synchronous, idempotent, called in the handler's one `finally`. Whatever goes
 wrong comes out as a `RelayError`; httpx shows no further than here.
+
+An upstream's credential is completed here where that has to wait (an access token) or has to come last (a signature).
+One that is at fault lets nothing go out.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
+from datetime import UTC, datetime
 from typing import Any, NoReturn, cast
 
 import httpx
@@ -18,6 +22,7 @@ from relay import errors
 from relay.catalog import Upstream
 from relay.observing.families import Family, Sample
 from relay.observing.metrics import metrics
+from relay.rules import sigv4
 from relay.rules.headers import Pairs
 from relay.upstreams import client as client_room
 from relay.upstreams import faults
@@ -79,6 +84,9 @@ class Exchange:
         `on_interim` is told status and header pairs of each interim answer but 100.
         """
         upstream = self.upstream
+        credential = upstream.credential
+        if credential is not None and credential.fault is not None:
+            raise credential.fault
         client = client_room.client
         if client is None:
             raise errors.Draining("the client is closed")
@@ -88,6 +96,20 @@ class Exchange:
         self._holds_slot = True
         if body is not None:
             self.request_body = RequestBody(body, limit=upstream.max_request_bytes)
+        grant = credential.grant if credential is not None else None
+        token = b""
+        if grant is not None:
+            token = await client.tokens.token(upstream, grant)
+            pairs.append((b"authorization", b"Bearer " + token))
+        elif credential is not None and credential.signing_key is not None:
+            # Last of all: it speaks of the head that goes out.
+            pairs += sigv4.sign(
+                credential.signing_key,
+                method=self.method.encode("ascii"),
+                target=target,
+                pairs=pairs,
+                now=datetime.now(UTC),
+            )
         extensions: dict[str, Any] = {"upstream": upstream, "target": target}
         if on_interim is not None:
             extensions["interim"] = on_interim
@@ -96,6 +118,8 @@ class Exchange:
             self._response = response = await client.send(request)
         except httpx.HTTPError as problem:
             _raise_relay_error(problem)
+        if grant is not None and response.status_code == 401:
+            client.tokens.refused(grant, token)
         pairs = response.headers.raw
         if upstream.max_response_bytes is not None and self.method != "HEAD" and response.status_code != 304:
             announced = _announced_bytes(pairs)
