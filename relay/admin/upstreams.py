@@ -28,7 +28,7 @@ from unfold.admin import ModelAdmin, TabularInline
 from unfold.decorators import display
 
 from relay import conf
-from relay.admin import documentation
+from relay.admin import credentials, documentation
 from relay.admin.examples import curl_examples
 from relay.admin.forms import HeaderRuleForm, UpstreamForm
 from relay.models import Access, HeaderRule, Upstream, usage
@@ -128,6 +128,7 @@ class UpstreamAdmin(_ModelAdmin):
     ordering = ("slug",)
     actions = ("switch_on", "switch_off")
     change_form_outer_before_template = "relay/admin/calling.html"
+    change_form_outer_after_template = "relay/admin/credentials_panel.html"
 
     class Media:
         css: ClassVar[dict[str, tuple[str, ...]]] = {"all": ("relay/admin.css",)}
@@ -135,7 +136,7 @@ class UpstreamAdmin(_ModelAdmin):
 
     def get_urls(self) -> list[URLPattern]:
         page = path("docs/<slug:name>/", self.admin_site.admin_view(self.documentation_view), name="relay_docs")
-        return [page, *super().get_urls()]
+        return [page, *credentials.CredentialPages(self).urls(), *super().get_urls()]
 
     def documentation_view(self, request: HttpRequest, name: str) -> HttpResponse:
         page = next((page for page in documentation.pages() if page.name == name), None)
@@ -222,6 +223,7 @@ class UpstreamAdmin(_ModelAdmin):
         saved = Upstream.objects.filter(pk=obj.pk).first() if obj else None
         if saved:
             url = relay_url(request, saved)
+            context |= {"credentials": credentials.shown(saved)}
             context |= {"saved": saved, "relay_url": url, "examples": curl_examples(saved, url)}
             counts = usage.would_refuse(saved)
             context["would_refuse"] = usage.report(counts) if saved.report_only or counts else ""
