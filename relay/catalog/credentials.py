@@ -59,10 +59,19 @@ def read(upstream: Upstream, rows: Sequence[Row]) -> Credential:
 def problem_of(saved: models.Credential) -> str:
     """What keeps a credential from being used, or nothing: for whoever sets it, who can still correct it."""
     try:
-        _opened(saved.upstream, Row(*(getattr(saved, name) for name in Row._fields)), ())
+        _opened(saved.upstream, _row(saved), ())
     except _Unusable as problem:
         return str(problem)
     return ""
+
+
+def rows_of(upstream: Upstream, *, kind: str) -> list[Row]:
+    """Those of one kind, for commands."""
+    return [_row(saved) for saved in upstream.credentials.filter(kind=kind)]
+
+
+def _row(saved: models.Credential) -> Row:
+    return Row(*(getattr(saved, name) for name in Row._fields))
 
 
 def _read(upstream: Upstream, row: Row) -> Credential:

@@ -98,7 +98,7 @@ class Credential(Recorded):
     class Meta:
         ordering = ("upstream", "kind")
         base_manager_name = "objects"
-        default_permissions = ("view",)
+        default_permissions = ()  # who may see an upstream may see which kinds it has
         permissions = (("set_credential", "Can set, confirm and remove credentials of upstreams"),)
         constraints = (
             models.CheckConstraint(condition=Q(kind__in=CredentialKind.values), name="relay_credential_kind"),
@@ -124,7 +124,7 @@ class Credential(Recorded):
         return (self.upstream.slug,)
 
     @classmethod
-    @sensitive_variables("secrets", "text", "credential", "replaced")
+    @sensitive_variables()
     def put(
         cls,
         upstream: Upstream,
@@ -197,7 +197,7 @@ class Credential(Recorded):
             found.append("The token URL is called without TLS: whoever sits on the way can read the client secret.")
         return found
 
-    @sensitive_variables("text")
+    @sensitive_variables()
     def _seal(self, field: str, text: str) -> None:
         value = vault.keyring().seal(text.encode(), purpose=f"credential.{field}", row=str(self.pk))
         setattr(self, f"{field}_sealed", value)
@@ -287,7 +287,7 @@ def check_reference(reference: str) -> None:
                 "Files cannot be named yet: whoever runs the relay has to set RELAY_CREDENTIALS_DIR to a folder."
             )
         path = PurePosixPath(name)
-        if not path.is_absolute() or ".." in path.parts or not path.is_relative_to(folder) or "\0" in name:
+        if not path.is_absolute() or ".." in path.parts or not path.is_relative_to(folder) or not name.isprintable():
             raise ValueError(f"Name a file below {folder}, by its whole path.")
     else:
         raise ValueError("Write env:NAME or file:/path.")

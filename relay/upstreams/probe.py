@@ -1,8 +1,9 @@
 """Tries an upstream step by step, for `manage.py upstreams check`: DNS, egress, TCP, proxy, TLS, one HTTP request.
 
 It goes out by the same door as relayed requests (`egress`: the addresses judged are those connected to, TLS with the
-upstream's own settings), on plain streams, so that each step is seen and timed alone. Header rules are not applied: no
-secret of an upstream is sent or shown. The first step that fails is the last.
+upstream's own settings), on plain streams, so that each step is seen and timed alone. Header rules and credentials are
+not applied, but for a client certificate: no secret of an upstream is sent or shown. The first step that fails is the
+last.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from cryptography import x509
 
 from relay.catalog import Upstream
 from relay.rules.urls import ProxyUrl, parse_proxy_url
-from relay.upstreams.egress import Guard, judge_address, tls_context
+from relay.upstreams.egress import Guard, judge_address, show_certificate, tls_context
 
 MAX_HEAD_BYTES = 64 * 1024
 _STATUS_LINE = re.compile(rb"HTTP/1\.[01] ([1-5][0-9]{2})(?: [^\r\n]*)?\r?\n")
@@ -221,7 +222,10 @@ class _Attempt:
     async def _secure(self) -> _Found:
         _, writer = self._wire
         async with self._until_connected():
-            await writer.start_tls(tls_context(self._upstream), server_hostname=self._upstream.host)
+            context = tls_context(self._upstream)
+            if self._upstream.credential is not None and self._upstream.credential.certificate is not None:
+                show_certificate(context, self._upstream.credential.certificate)
+            await writer.start_tls(context, server_hostname=self._upstream.host)
         tls: ssl.SSLObject = writer.get_extra_info("ssl_object")
         facts: dict[str, Any] = {"version": tls.version(), "verified": self._upstream.verify_tls}
         encoded = tls.getpeercert(binary_form=True)

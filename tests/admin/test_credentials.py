@@ -88,7 +88,9 @@ def test_every_kind_has_its_form(setter: Client, weather: Upstream, kind: str, f
     row = Credential.objects.get()
     assert (row.kind, row.is_confirmed) == (kind, True)
     assert all(getattr(row, name).lower() == value.lower() for name, value in fields.items())
-    assert all(f'value="{getattr(row, name)}"' in text(setter.get(page(weather))) for name in set(fields) - {"auth_style"})
+    assert all(
+        f'value="{getattr(row, name)}"' in text(setter.get(page(weather))) for name in set(fields) - {"auth_style"}
+    )
 
 
 def test_a_client_certificate_is_set(setter: Client, weather: Upstream) -> None:
@@ -120,9 +122,7 @@ def test_a_reference_is_shown_and_its_value_is_not(
     setter: Client, weather: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RELAY_CREDENTIAL_A", SECRET)
-    assert "env:RELAY_CREDENTIAL_A" in text(
-        post(setter, weather, secret="", secret_reference="env:RELAY_CREDENTIAL_A")
-    )
+    assert "env:RELAY_CREDENTIAL_A" in text(post(setter, weather, secret="", secret_reference="env:RELAY_CREDENTIAL_A"))
     monkeypatch.delenv("RELAY_CREDENTIAL_A")
     assert "The environment has no RELAY_CREDENTIAL_A" in text(setter.get(page(weather)))
     refused = text(post(setter, weather, secret="", secret_reference="env:SECRET_KEY"))

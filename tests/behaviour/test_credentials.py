@@ -145,7 +145,9 @@ async def test_a_callers_own_parameter_is_refused(
     assert origin.connections_made == 0
 
 
-async def test_the_secret_is_in_no_line_of_the_log(asked: Origin, relayed: Relayed, caller: Caller, logged: Logged) -> None:
+async def test_the_secret_is_in_no_line_of_the_log(
+    asked: Origin, relayed: Relayed, caller: Caller, logged: Logged
+) -> None:
     relayed(credential=credential("query"))
     await caller.get(b"/relay/o/a?b=c")
     assert "s3cret" not in json.dumps(await logged.next())

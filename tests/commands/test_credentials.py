@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
+import ssl
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 import trustme
 from django.core import serializers
 from django.core.exceptions import ValidationError
 from django.core.management import CommandError, call_command
-from django.db import IntegrityError, transaction
+from django.db import IntegrityError, connections, transaction
 
 from relay import vault
+from relay.checks import check_settings
 from relay.models import ApiKey, Change, Consumer, Credential, Upstream, sealed
 from relay.models.sealed import rotate
+from tests.origin import Origin, reply, serving_context
 
 pytestmark = pytest.mark.django_db
 SECRET = "s3cret-value"
@@ -153,9 +159,7 @@ def test_variables_that_are_not_for_credentials_are_refused(
     "path",
     ["/etc/shadow", "token", "{folder}/../private", "{folder}", "{folder}-beside/token", "{folder}/a\0b", ""],
 )
-def test_files_outside_of_the_folder_are_refused(
-    upstream: Upstream, tmp_path: Path, settings: Any, path: str
-) -> None:
+def test_files_outside_of_the_folder_are_refused(upstream: Upstream, tmp_path: Path, settings: Any, path: str) -> None:
     folder = tmp_path / "credentials"
     settings.RELAY_CREDENTIALS_DIR = str(folder)
     reference = "file:" + path.format(folder=folder)
@@ -163,9 +167,21 @@ def test_files_outside_of_the_folder_are_refused(
         folder.mkdir()
         assert "Nothing was set" in refusal("credentials", "set", "a", "--kind", "bearer", "--file", str(folder))
     else:
-        with pytest.raises(ValidationError, match="below|characters"):
+        with pytest.raises(ValidationError, match=r"below|characters"):
             Credential.put(upstream, "bearer", secrets={}, references={"secret": reference})
     assert not Credential.objects.exists()
+
+
+@pytest.mark.parametrize("folder", ["credentials", "/", "{data}", "{data}/.."])
+def test_a_folder_that_holds_the_relays_own_data_is_an_error(settings: Any, folder: str) -> None:
+    settings.RELAY_CREDENTIALS_DIR = folder.format(data=settings.RELAY_DATA_DIR)
+    [message] = check_settings(None)
+    assert message.id == "relay.E007"
+
+
+def test_a_folder_of_its_own_is_none(settings: Any, tmp_path: Path) -> None:
+    settings.RELAY_CREDENTIALS_DIR = str(tmp_path / "not-there-yet")
+    assert check_settings(None) == []
 
 
 def test_without_a_folder_no_file_can_be_named(upstream: Upstream) -> None:
@@ -253,6 +269,48 @@ def test_exports_and_dumps_hold_no_secret(upstream: Upstream) -> None:
     row.delete()
     next(iter(serializers.deserialize("json", dumped))).save()
     assert opened() == SECRET
+
+
+@pytest_asyncio.fixture
+async def strict(authority: trustme.CA) -> AsyncIterator[tuple[Origin, trustme.CA]]:
+    """An origin that talks to nobody without a client certificate, and whose it takes."""
+    clients = trustme.CA()
+    context = serving_context(authority, "127.0.0.1")
+    clients.configure_trust(context)
+    context.verify_mode = ssl.CERT_REQUIRED
+    async with Origin(tls=context) as origin:
+        origin.otherwise(reply(200))
+        yield origin, clients
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_upstreams_check_shows_a_client_certificate_and_nothing_else(
+    strict: tuple[Origin, trustme.CA], authority: trustme.CA
+) -> None:
+    origin, clients = strict
+    issued = clients.issue_cert("client.example")
+    key, chain = issued.private_key_pem.bytes().decode(), issued.cert_chain_pems[0].bytes().decode()
+
+    def in_thread() -> tuple[str, str]:
+        try:
+            upstream = Upstream.objects.create(
+                slug="a",
+                base_url=origin.url,
+                allowed_networks="127.0.0.0/8",
+                ca_bundle=authority.cert_pem.bytes().decode(),
+            )
+            Credential.put(upstream, "bearer", secrets={"secret": SECRET})
+            without = refusal("upstreams", "check", "a")
+            Credential.put(upstream, "certificate", secrets={"secret": key}, certificates=chain)
+            return without, run("upstreams", "check", "a")[0]
+        finally:
+            connections.close_all()
+
+    without, shown = await asyncio.to_thread(in_thread)
+    assert without.startswith("a does not work")
+    assert "was answered with 200" in shown
+    [seen] = origin.requests
+    assert seen.values(b"authorization") == []
 
 
 # `secrets`.

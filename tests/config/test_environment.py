@@ -142,6 +142,15 @@ def test_a_data_folder_below_a_file_says_which_file(monkeypatch: pytest.MonkeyPa
     assert f"{file} is not a folder" in problem
 
 
+def test_the_folder_for_credentials_is_named_by_its_whole_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET_KEY", KEY)
+    assert read()["RELAY_CREDENTIALS_DIR"] == ""
+    monkeypatch.setenv("RELAY_CREDENTIALS_DIR", "/run/secrets/../secrets/relay/")
+    assert read()["RELAY_CREDENTIALS_DIR"] == "/run/secrets/relay"
+    (problem,) = problems_of(monkeypatch, RELAY_CREDENTIALS_DIR="secrets")
+    assert "the whole path of a folder" in problem
+
+
 def test_a_missing_key_says_what_to_do_and_makes_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (problem,) = problems_of(monkeypatch)
     assert problem.startswith("SECRET_KEY: missing")

@@ -118,7 +118,7 @@ def test_no_secret_shows_in_a_repr(kind: str) -> None:
     ],
 )
 def test_a_secret_that_cannot_be_sent_is_refused_without_repeating_it(kind: str, secret: str) -> None:
-    with pytest.raises(ValueError, match=".") as refusal:
+    with pytest.raises(ValueError, match=r".") as refusal:
         check_secret(kind, "secret", secret)
     assert not secret.strip() or secret.strip() not in str(refusal.value)
 

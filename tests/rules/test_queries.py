@@ -80,7 +80,9 @@ def test_what_passes_is_unchanged(query: bytes) -> None:
     assert with_parameter(query, OWN) == (query + b"&" if query else b"") + OWN.added
 
 
-@given(st.text(st.characters(codec="utf-8"), min_size=1, max_size=20), st.text(st.characters(codec="utf-8"), max_size=20))
+@given(
+    st.text(st.characters(codec="utf-8"), min_size=1, max_size=20), st.text(st.characters(codec="utf-8"), max_size=20)
+)
 def test_any_name_and_value_stay_inside_one_parameter(name: str, value: str) -> None:
     added = parameter(name, value).added
     assert added.count(b"=") == 1

@@ -99,14 +99,18 @@ def test_the_examples_of_s3(
     assert signature(made) == expected
 
 
-segments = st.lists(st.text(st.characters(codec="utf-8", exclude_categories=("C",)), min_size=1, max_size=8), max_size=4)
+segments = st.lists(
+    st.text(st.characters(codec="utf-8", exclude_categories=("C",)), min_size=1, max_size=8), max_size=4
+)
 values = st.text(st.characters(codec="utf-8"), max_size=8)
 
 
 @given(
     method=st.sampled_from(["GET", "PUT", "POST", "DELETE"]),
     path=segments.filter(lambda path: not {".", ".."} & set(path)),
-    query=st.lists(st.tuples(st.text(st.characters(codec="ascii", categories=("L", "N")), min_size=1), values), max_size=4),
+    query=st.lists(
+        st.tuples(st.text(st.characters(codec="ascii", categories=("L", "N")), min_size=1), values), max_size=4
+    ),
     service=st.sampled_from(["s3", "execute-api"]),
     session_token=st.sampled_from(["", "session/token=="]),
     content_type=st.sampled_from(["", "application/json", "text/plain;  charset=utf-8"]),

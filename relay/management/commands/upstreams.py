@@ -20,9 +20,9 @@ from django.core.management.base import BaseCommand, CommandError
 from django.db import Error, models, transaction
 from django.utils import timezone
 
-from relay.catalog import loader
+from relay.catalog import credentials, loader
 from relay.errors import PathRefused
-from relay.models import Access, HeaderRule, Upstream, usage
+from relay.models import Access, CredentialKind, HeaderRule, Upstream, usage
 from relay.rules.paths import check_path, join_target
 from relay.rules.urls import parse_proxy_url
 from relay.upstreams.probe import Step, probe
@@ -235,7 +235,7 @@ class Command(BaseCommand):
     def check_upstream(self, *, slug: str, path: str, as_json: bool, **_: Any) -> None:
         row = _find(slug)
         try:
-            upstream = loader.snapshot_of(row, [])
+            upstream = loader.snapshot_of(row, [], credentials.rows_of(row, kind=CredentialKind.CERTIFICATE))
         except loader.RowUnreadable as problem:
             raise CommandError(f"{slug} cannot be used: {problem}. Save it anew.") from None
         target = _target(path, upstream.base_prefix) if path else upstream.bare_target
