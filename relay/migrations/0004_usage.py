@@ -7,7 +7,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('relay', '0002_consumers'),
+        ('relay', '0003_credentials'),
     ]
 
     operations = [
