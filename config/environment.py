@@ -363,11 +363,25 @@ VARIABLES: tuple[Variable, ...] = (
         default="off",
         expects="on or off",
         help=(
-            "For a relay behind TLS: admin cookies only travel over HTTPS, the admin redirects to HTTPS and sends"
-            " Strict-Transport-Security. The proxy that ends TLS has to be in `TRUSTED_PROXIES` and to send"
-            " `X-Forwarded-Proto`."
+            "For a relay behind TLS: admin cookies only travel over HTTPS and get `__Host-` names, the admin redirects"
+            " to HTTPS and sends Strict-Transport-Security. The proxy that ends TLS has to be in `TRUSTED_PROXIES` and"
+            " to send `X-Forwarded-Proto`."
         ),
         parse=_boolean,
+    ),
+    Variable(
+        name="RELAY_ADMIN_IDLE_SECONDS",
+        default="7200",
+        expects="whole seconds from 300 to 604800",
+        help="How long a session of the admin lasts without a request.",
+        parse=_integer(300, 7 * 24 * 3600),
+    ),
+    Variable(
+        name="RELAY_ADMIN_SESSION_SECONDS",
+        default="43200",
+        expects="whole seconds from 300 to 2592000",
+        help="How long a session of the admin lasts in all, from sign-in, however busy it is.",
+        parse=_integer(300, 30 * 24 * 3600),
     ),
     Variable(
         name="LOG_LEVEL",

@@ -6,6 +6,7 @@ files.
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Callable
 from typing import Any
 
@@ -34,19 +35,25 @@ INSTALLED_APPS = [
     "django.contrib.messages",
     "whitenoise.runserver_nostatic",
     "django.contrib.staticfiles",
+    "axes",
     "relay",
+    "config.door",
 ]
 
 MIDDLEWARE = [
     "config.middleware.believe_trusted_proxies_only",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
+    "config.middleware.bound_what_pages_load",
+    "config.door.lockout.bound_checks_at_once",
     "django.contrib.sessions.middleware.SessionMiddleware",
+    "config.door.sessions.end_old_sessions",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "axes.middleware.AxesMiddleware",
 ]
 
 ROOT_URLCONF = "config.urls"
@@ -114,16 +121,25 @@ STORAGES = {
 # Without collected files the admin is served from the packages: slower, but whole.
 WHITENOISE_USE_FINDERS = not (STATIC_ROOT / "staticfiles.json").is_file()
 
-# Relayed pages share the origin with the admin: its cookies stay under /admin/ and out of scripts' reach.
 _HTTPS_ONLY: bool = _env["RELAY_HTTPS_ONLY"]
-SESSION_COOKIE_PATH = "/admin/"
-SESSION_COOKIE_HTTPONLY = True
-SESSION_COOKIE_SAMESITE = "Lax"
-SESSION_COOKIE_SECURE = _HTTPS_ONLY
-CSRF_COOKIE_PATH = "/admin/"
-CSRF_COOKIE_HTTPONLY = True
-CSRF_COOKIE_SAMESITE = "Lax"
-CSRF_COOKIE_SECURE = _HTTPS_ONLY
+if _HTTPS_ONLY:
+    # Browsers take these names from this very host over HTTPS alone, and demand the Path. The relay passes no cookie
+    # that is not the upstream's own, either way.
+    SESSION_COOKIE_NAME = "__Host-relay_session"
+    CSRF_COOKIE_NAME = "__Host-relay_csrf"
+    SESSION_COOKIE_PATH = CSRF_COOKIE_PATH = "/"
+else:
+    # Relayed pages share the origin with the admin: its cookies stay under /admin/.
+    SESSION_COOKIE_PATH = CSRF_COOKIE_PATH = "/admin/"
+SESSION_COOKIE_HTTPONLY = CSRF_COOKIE_HTTPONLY = True
+SESSION_COOKIE_SAMESITE = CSRF_COOKIE_SAMESITE = "Lax"
+SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = _HTTPS_ONLY
+# `config.door.sessions` keeps them.
+RELAY_ADMIN_IDLE_SECONDS: int = _env["RELAY_ADMIN_IDLE_SECONDS"]
+RELAY_ADMIN_SESSION_SECONDS: int = _env["RELAY_ADMIN_SESSION_SECONDS"]
+SESSION_COOKIE_AGE = min(RELAY_ADMIN_IDLE_SECONDS, RELAY_ADMIN_SESSION_SECONDS)
+MESSAGE_STORAGE = "django.contrib.messages.storage.session.SessionStorage"  # no cookie of its own
+
 SECURE_SSL_REDIRECT = _HTTPS_ONLY
 SECURE_HSTS_SECONDS = 365 * 24 * 3600 if _HTTPS_ONLY else 0
 # Safe because `believe_trusted_proxies_only` drops the header from everyone else.
@@ -135,6 +151,20 @@ X_FRAME_OPTIONS = "DENY"
 DEFAULT_EXCEPTION_REPORTER_FILTER = "relay.admin.reports.SecretsHidden"
 LOGIN_URL = "admin:login"
 LOGIN_REDIRECT_URL = "admin:index"  # the sign-in page asked for itself
+# The relay's host may have siblings and children that are not its own: HSTS is for this host, and for no list.
+SILENCED_SYSTEM_CHECKS = ["security.W005", "security.W021"]
+
+AUTHENTICATION_BACKENDS = ["axes.backends.AxesStandaloneBackend", "django.contrib.auth.backends.ModelBackend"]
+# `config.door.lockout` counts.
+AXES_HANDLER = "config.door.lockout.Handler"
+AXES_LOCKOUT_CALLABLE = "config.door.lockout.refusal"
+AXES_LOCKOUT_PARAMETERS = [["username", "ip_address"], "ip_address"]
+AXES_FAILURE_LIMIT = 5
+AXES_COOLOFF_TIME = datetime.timedelta(minutes=15)
+AXES_RESET_COOL_OFF_ON_FAILURE_DURING_LOCKOUT = False
+AXES_DISABLE_ACCESS_LOG = True
+AXES_ENABLE_ADMIN = False
+AXES_VERBOSE = False
 
 LOGGING: dict[str, Any] = {
     "version": 1,

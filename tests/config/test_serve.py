@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 import resource
+import secrets
 import signal
 import socket
 import subprocess
@@ -77,6 +78,15 @@ def test_a_wrong_environment_is_told_in_plain_lines(tmp_path: Path) -> None:
     assert done.stderr.startswith("The environment cannot be used as it is:\n  DEBUG: ")
     assert "\n  PORT: 'x' is wrong" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_example_environment_passes_djangos_deployment_checks() -> None:
+    lines = (ROOT / "deploy" / "relay.env.example").read_text(encoding="utf-8").splitlines()
+    example = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+    env = {"PATH": os.environ["PATH"], "SECRET_KEY": secrets.token_urlsafe(48), **example}
+    done = run("check", "--deploy", "--fail-level", "WARNING", env=env)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "System check identified no issues (2 silenced).\n"
 
 
 def assert_refused(done: subprocess.CompletedProcess[str], *words: str) -> None:

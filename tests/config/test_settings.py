@@ -13,7 +13,7 @@ from django.http import HttpRequest, HttpResponse
 from django.test import RequestFactory, override_settings
 
 from config.logs import LineFormatter
-from config.middleware import believe_trusted_proxies_only
+from config.middleware import CONTENT_SECURITY_POLICY, believe_trusted_proxies_only, bound_what_pages_load
 from config.settings import _database
 from config.static import CollectedStaticFiles
 
@@ -66,6 +66,19 @@ def test_only_a_trusted_proxy_says_that_a_request_came_over_https(peer: str, sec
     with override_settings(RELAY_TRUSTED_PROXIES=("10.0.0.0/8",)):
         believe_trusted_proxies_only(answer)(request)
     assert seen == [secure]
+
+
+@pytest.mark.parametrize(("status", "debug", "bounded"), [(200, True, True), (404, False, True), (404, True, False)])
+def test_pages_come_with_a_policy_but_for_djangos_debug_pages(status: int, *, debug: bool, bounded: bool) -> None:
+    with override_settings(DEBUG=debug):
+        answer = bound_what_pages_load(lambda _: HttpResponse(status=status))(RequestFactory().get("/admin/"))
+    assert (answer.headers.get("Content-Security-Policy") == CONTENT_SECURITY_POLICY) is bounded
+
+
+def test_a_page_with_a_policy_of_its_own_keeps_it() -> None:
+    own = HttpResponse(headers={"Content-Security-Policy": "sandbox"})
+    answer = bound_what_pages_load(lambda _: own)(RequestFactory().get("/admin/"))
+    assert answer.headers["Content-Security-Policy"] == "sandbox"
 
 
 def test_static_files_have_plain_names_before_they_are_collected() -> None:
