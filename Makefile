@@ -59,9 +59,10 @@ bench: $(VENV)/.installed $(VENV_BENCH)/.installed load-tools
 # Plain names in the locks: no index host or local path belongs there.
 COMPILE = CUSTOM_COMPILE_COMMAND="make lock" $(VENV)/bin/pip-compile --quiet --generate-hashes --allow-unsafe \
 	--no-emit-index-url --no-emit-trusted-host --no-emit-find-links --strip-extras --extra
+LOCKED = mfa --extra postgres
 lock: $(VENV)/.installed-dev
-	$(COMPILE) postgres --upgrade -o requirements.lock pyproject.toml
-	$(COMPILE) postgres --extra dev -c requirements.lock --upgrade -o requirements-dev.lock pyproject.toml
+	$(COMPILE) $(LOCKED) --upgrade -o requirements.lock pyproject.toml
+	$(COMPILE) $(LOCKED) --extra dev -c requirements.lock --upgrade -o requirements-dev.lock pyproject.toml
 	$(COMPILE) bench -c requirements.lock --upgrade -o requirements-bench.lock pyproject.toml
 
 clean:

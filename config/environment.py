@@ -7,6 +7,7 @@ is the business of `config.settings`.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import zoneinfo
@@ -132,6 +133,14 @@ def _boolean(text: str) -> bool:
     if text.lower() in {"0", "false", "no", "off"}:
         return False
     raise ValueError
+
+
+def _second_factor(text: str) -> bool:
+    wanted = _boolean(text)
+    missing = [package for package in ("django_otp", "segno") if wanted and importlib.util.find_spec(package) is None]
+    if missing:
+        raise ValueError(f"on needs the packages of the `mfa` extra, and there is no {' and no '.join(missing)}")
+    return wanted
 
 
 def _integer(lowest: int, highest: int) -> Callable[[str], int]:
@@ -368,6 +377,16 @@ VARIABLES: tuple[Variable, ...] = (
             " to send `X-Forwarded-Proto`."
         ),
         parse=_boolean,
+    ),
+    Variable(
+        name="RELAY_ADMIN_MFA",
+        default="off",
+        expects="on or off",
+        help=(
+            "Asks everybody who signs in to the admin for a second factor: a code from an authenticator app, set up at"
+            " the next sign-in. Needs the `mfa` extra, which the lock holds, and `manage.py migrate`."
+        ),
+        parse=_second_factor,
     ),
     Variable(
         name="RELAY_ADMIN_IDLE_SECONDS",

@@ -56,6 +56,14 @@ MIDDLEWARE = [
     "axes.middleware.AxesMiddleware",
 ]
 
+RELAY_ADMIN_MFA: bool = _env["RELAY_ADMIN_MFA"]
+if RELAY_ADMIN_MFA:
+    # Before the door, which takes their devices out of the admin.
+    _door = INSTALLED_APPS.index("config.door")
+    INSTALLED_APPS[_door:_door] = ["django_otp", "django_otp.plugins.otp_totp", "django_otp.plugins.otp_static"]
+    _after = MIDDLEWARE.index("django.contrib.auth.middleware.AuthenticationMiddleware") + 1
+    MIDDLEWARE[_after:_after] = ["django_otp.middleware.OTPMiddleware", "config.door.factors.ask_for_second_factor"]
+
 ROOT_URLCONF = "config.urls"
 ASGI_APPLICATION = "config.asgi.application"
 
@@ -165,6 +173,10 @@ AXES_RESET_COOL_OFF_ON_FAILURE_DURING_LOCKOUT = False
 AXES_DISABLE_ACCESS_LOG = True
 AXES_ENABLE_ADMIN = False
 AXES_VERBOSE = False
+
+# Of devices and their secrets the admin shows nothing; `config.door.factors` asks for them.
+OTP_ADMIN_HIDE_SENSITIVE_DATA = True
+OTP_TOTP_ISSUER = "Relay"
 
 LOGGING: dict[str, Any] = {
     "version": 1,

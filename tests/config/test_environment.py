@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -33,6 +34,16 @@ def test_everything_wrong_is_reported_together_and_by_name(monkeypatch: pytest.M
     problems = problems_of(monkeypatch, DEBUG="maybe", PORT="70000", TIME_ZONE="Mars/Olympus", LOG_LEVEL="loud")
     assert [line.partition(":")[0] for line in problems] == ["DEBUG", "SECRET_KEY", "LOG_LEVEL", "TIME_ZONE", "PORT"]
     assert "'70000' is wrong: expected a port from 0 to 65535" in problems[4]
+
+
+def test_a_second_factor_without_its_packages_is_told_with_all_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    problems = problems_of(monkeypatch, RELAY_ADMIN_MFA="on", PORT="70000", SECRET_KEY=KEY)
+    assert [line.partition(":")[0] for line in problems] == ["RELAY_ADMIN_MFA", "PORT"]
+    assert "needs the packages of the `mfa` extra, and there is no django_otp and no segno" in problems[0]
+    monkeypatch.setenv("RELAY_ADMIN_MFA", "off")
+    monkeypatch.delenv("PORT")
+    assert read()["RELAY_ADMIN_MFA"] is False
 
 
 def test_the_error_reads_as_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
