@@ -50,13 +50,13 @@ class Command(BaseCommand):
         )
         source.add_argument("--env", metavar="NAME", help="it is in this variable: RELAY_CREDENTIAL_...")
         source.add_argument("--file", metavar="PATH", help="it is in this file below RELAY_CREDENTIALS_DIR")
-        put.add_argument("--name", default="", help="of the header field or the query parameter")
+        put.add_argument("--name", metavar="NAME", default="", help="of the header field or the query parameter")
         put.add_argument(
             "--identity", metavar="WHO", default="", help="user name, client id or access key id, as the kind has it"
         )
         put.add_argument("--token-url", metavar="URL", default="", help="oauth: where tokens come from")
-        put.add_argument("--scope", default="", help="oauth: separated by blanks")
-        put.add_argument("--audience", default="", help="oauth: for servers that ask for it")
+        put.add_argument("--scope", metavar="SCOPE", default="", help="oauth: separated by blanks")
+        put.add_argument("--audience", metavar="WHO", default="", help="oauth: for servers that ask for it")
         put.add_argument(
             "--auth-style", choices=AuthStyle.values, default="", help="oauth: how the client is shown; default: basic"
         )
@@ -67,8 +67,8 @@ class Command(BaseCommand):
             default=[],
             help="oauth: a network the token URL may be in; repeatable; default: those of the upstream",
         )
-        put.add_argument("--region", default="", help="aws: such as eu-central-1")
-        put.add_argument("--service", default="", help="aws: such as s3")
+        put.add_argument("--region", metavar="REGION", default="", help="aws: such as eu-central-1")
+        put.add_argument("--service", metavar="SERVICE", default="", help="aws: such as s3")
         token = put.add_mutually_exclusive_group()
         token.add_argument("--session-token-env", metavar="NAME", help="aws: the session token is in this variable")
         token.add_argument("--session-token-file", metavar="PATH", help="aws: the session token is in this file")
