@@ -28,6 +28,7 @@ CSRF_TRUSTED_ORIGINS: list[str] = list(_env["CSRF_TRUSTED_ORIGINS"])
 
 INSTALLED_APPS = [
     "unfold",
+    "unfold.contrib.filters",
     "django.contrib.admin",
     "django.contrib.auth",
     "django.contrib.contenttypes",
@@ -53,6 +54,7 @@ MIDDLEWARE = [
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "relay.admin.authorship.name_author",
     "axes.middleware.AxesMiddleware",
 ]
 
@@ -245,6 +247,12 @@ UNFOLD: dict[str, Any] = {
                         "icon": "swap_horiz",
                         "link": reverse_lazy("admin:relay_upstream_changelist"),
                         "permission": _may_see("relay.{}_upstream"),
+                    },
+                    {
+                        "title": "Audit trail",
+                        "icon": "history",
+                        "link": reverse_lazy("admin:relay_auditentry_changelist"),
+                        "permission": _may_see("relay.{}_auditentry"),
                     },
                 ]
             },

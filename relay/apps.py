@@ -13,7 +13,7 @@ class RelayConfig(AppConfig):
     def ready(self) -> None:
         from relay import checks  # noqa: F401 - registers the checks
         from relay.catalog import usage, watcher
-        from relay.models import consumers
+        from relay.models import consumers, people
         from relay.observing import access_log
         from relay.observing import metrics as metrics_room
         from relay.serving import underway
@@ -24,5 +24,6 @@ class RelayConfig(AppConfig):
         for reading in (client.read, exchange.read, watcher.read, access_log.log.read):
             metrics_room.metrics.read_from(reading)
         consumers.follow_people()
+        people.follow()
         watcher.subscribe(client.retire_pools)
         watcher.subscribe(underway.judge_again)

@@ -29,7 +29,7 @@ def dashboard(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
     return context | {
         "title": "Overview",
         "figures": figures() if sees else [],
-        "may_register": user.has_perm("relay.add_upstream"),
+        "may_register": user.has_perms(("relay.add_upstream", "relay.point_upstream")),
         "documentation": documentation.pages(),
     }
 

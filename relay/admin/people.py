@@ -8,8 +8,9 @@ from django.contrib import admin
 from django.contrib.auth.admin import GroupAdmin, UserAdmin
 from django.contrib.auth.models import Group, User
 from django.db.models import Model
-from unfold.admin import ModelAdmin
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
+
+from relay.admin.trails import TrailedAdmin
 
 if TYPE_CHECKING:
     _UserAdmin = UserAdmin[User]
@@ -17,13 +18,13 @@ else:
     _UserAdmin = UserAdmin
 
 
-class DressedUserAdmin(_UserAdmin, ModelAdmin):
+class DressedUserAdmin(_UserAdmin, TrailedAdmin):
     form = UserChangeForm
     add_form = UserCreationForm
     change_password_form = AdminPasswordChangeForm
 
 
-class DressedGroupAdmin(GroupAdmin, ModelAdmin):
+class DressedGroupAdmin(GroupAdmin, TrailedAdmin):
     pass
 
 

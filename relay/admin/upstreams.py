@@ -1,7 +1,7 @@
 """Upstreams in the admin: the changelist, the change form with its header rules, bulk switches and deletion.
 
 Header rule values and the proxy's password are shown to those who may change them and to nobody else: readers see
-“(hidden)”, and lookups in the URL cannot ask for them either.
+“(hidden)”, and lookups in the URL cannot ask for them either. Where an upstream points is a right of its own.
 """
 
 from __future__ import annotations
@@ -24,22 +24,25 @@ from django.urls import URLPattern, path, reverse
 from django.utils import formats, timezone
 from django.utils.html import format_html
 from django.utils.text import capfirst
-from unfold.admin import ModelAdmin, TabularInline
+from unfold.admin import TabularInline
 from unfold.decorators import display
 
 from relay import conf
 from relay.admin import credentials, documentation
 from relay.admin.examples import curl_examples
 from relay.admin.forms import HeaderRuleForm, UpstreamForm
+from relay.admin.trails import TrailedAdmin
 from relay.models import Access, HeaderRule, Upstream, usage
+from relay.models.upstreams import POINTING_FIELDS
 
 if TYPE_CHECKING:  # unfold has no types
     _ModelAdmin = admin.ModelAdmin[Upstream]
     _TabularInline = admin.TabularInline[HeaderRule, Upstream]
 else:
-    _ModelAdmin, _TabularInline = ModelAdmin, TabularInline
+    _ModelAdmin, _TabularInline = TrailedAdmin, TabularInline
 
 HIDDEN = "(hidden)"
+MAY_POINT = "relay.point_upstream"
 
 
 def hide(contents: str) -> str:
@@ -205,6 +208,14 @@ class UpstreamAdmin(_ModelAdmin):
         )
 
     # The form
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        """Whoever adds an upstream says where it points. “Save as new” asks this, too."""
+        return super().has_add_permission(request) and request.user.has_perm(MAY_POINT)
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Upstream | None = None) -> tuple[str, ...]:
+        fields = super().get_readonly_fields(request, obj)
+        return (*fields, *(() if request.user.has_perm(MAY_POINT) else POINTING_FIELDS))
 
     def get_fieldsets(self, request: HttpRequest, obj: Upstream | None = None) -> Any:
         fieldsets = super().get_fieldsets(request, obj)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from relay.models.audit import AuditEntry, Deed
 from relay.models.consumers import ApiKey, Consumer, Grant
 from relay.models.credentials import AuthStyle, Credential, CredentialKind
 from relay.models.revisions import Change, ConsumerChange, Recorded, RecordingQuerySet, Revision, record_changes
@@ -21,12 +22,14 @@ __all__ = [
     "Access",
     "Action",
     "ApiKey",
+    "AuditEntry",
     "AuthStyle",
     "Change",
     "Consumer",
     "ConsumerChange",
     "Credential",
     "CredentialKind",
+    "Deed",
     "Delivery",
     "Grant",
     "HeaderRule",

@@ -43,6 +43,7 @@ class Consumer(Recorded):
     subject_lookups: ClassVar[tuple[str, ...]] = ("id",)
     touched_by_updates: ClassVar[tuple[str, ...]] = ("changed_at",)
     free_of_checks: ClassVar[frozenset[str]] = frozenset({"changed_at", "changed_by", "enabled"})
+    unaudited_fields: ClassVar[frozenset[str]] = frozenset({"changed_at", "changed_by"})
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     name = models.CharField(
@@ -102,6 +103,8 @@ class ApiKey(Recorded):
     change_kind = ConsumerChange
     subject_lookups: ClassVar[tuple[str, ...]] = ("consumer_id",)
     unrecorded_fields: ClassVar[frozenset[str]] = frozenset({"last_used_at"})
+    unaudited_fields: ClassVar[frozenset[str]] = frozenset({"last_used_at"})
+    secret_fields: ClassVar[frozenset[str]] = frozenset({"digest"})
 
     consumer = models.ForeignKey(Consumer, on_delete=models.CASCADE, related_name="keys")
     prefix = models.CharField(max_length=20, unique=True, editable=False)
@@ -127,6 +130,7 @@ class ApiKey(Recorded):
         verbose_name = "key"
         ordering = ("-created_at", "-id")
         base_manager_name = "objects"
+        permissions = (("issue_apikey", "Can see and issue keys"),)
 
     def __str__(self) -> str:
         return f"{self.prefix}…"
@@ -211,7 +215,11 @@ class Grant(Recorded):
         )
 
     def __str__(self) -> str:
-        return f"{self.methods or 'any method'} at {self.upstream.slug}"
+        return f"{self.audit_name} at {self.upstream.slug}"
+
+    @property
+    def audit_name(self) -> str:
+        return self.methods or "any method"
 
     def subjects(self, *, using: str) -> Iterable[Subject]:
         if self.consumer_id is not None:

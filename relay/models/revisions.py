@@ -2,21 +2,23 @@
 
 Each write of a `Recorded` row bumps `Revision` and notes what it changes for requests, in the same transaction: the
 upstream in `Change`, or the consumer in `ConsumerChange`. `relay.catalog` reads those to learn what to load again.
-Writes are validated on every way: `save()`, bulk writes, fixtures.
+Writes are validated on every way, and in the audit trail (`relay.models.audit`): `save()`, bulk writes, fixtures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, ClassVar, TypeVar
 from uuid import UUID
 
 from django.core.exceptions import ObjectDoesNotExist
-from django.db import models, router, transaction
+from django.db import NotSupportedError, models, router, transaction
 from django.db.models import F, Q
 from django.db.models.signals import pre_delete, pre_save
 from django.utils import timezone
+
+from relay.models import audit
 
 Subject = str | UUID
 """What a change is noted under: an upstream's slug, or a consumer's id."""
@@ -85,6 +87,8 @@ class RecordingQuerySet(models.QuerySet[_Row]):
     """Bulk writes skip `save()`; these are recorded and validated all the same."""
 
     def update(self, **kwargs: Any) -> int:
+        if {"pk", self.model._meta.pk.name} & kwargs.keys():
+            raise NotSupportedError("A row keeps its key: the audit trail knows it by that.")
         if self.model.unrecorded_fields.issuperset(kwargs):
             return super().update(**kwargs)
         self._for_write = True
@@ -99,9 +103,11 @@ class RecordingQuerySet(models.QuerySet[_Row]):
 
         with transaction.atomic(using=self.db):
             self._record(touched())
+            note = audit.before_update(self.model, keys, kwargs, using=self.db)
             count = super().update(**kwargs)
             if not self.model.free_of_checks.issuperset(kwargs):
                 self._check_updated(list(keys), frozenset(kwargs))
+            note()
             return count
 
     update.alters_data = True  # type: ignore[attr-defined]  # Django's mark, which keeps templates from calling it
@@ -122,7 +128,17 @@ class RecordingQuerySet(models.QuerySet[_Row]):
             if moved:
                 self._record(_flat(rows.filter(pk__in=some).values_list(*self.model.subject_lookups)))
 
-    def bulk_create(self, objs: Iterable[_Row], *args: Any, **kwargs: Any) -> list[_Row]:
+    def bulk_create(
+        self,
+        objs: Iterable[_Row],
+        batch_size: int | None = None,
+        ignore_conflicts: bool = False,
+        update_conflicts: bool = False,
+        update_fields: Collection[str] | None = None,
+        unique_fields: Collection[str] | None = None,
+    ) -> list[_Row]:
+        if ignore_conflicts:
+            raise NotSupportedError("Nobody would tell which rows were added: name those to update, or save each.")
         self._for_write = True
         rows = list(objs)
         for row in rows:
@@ -135,13 +151,34 @@ class RecordingQuerySet(models.QuerySet[_Row]):
 
         with transaction.atomic(using=self.db):
             self._record(touched())
-            return super().bulk_create(rows, *args, **kwargs)
+            before = audit.stored(self.model, self._keys_of_those_like(rows, unique_fields or ()), using=self.db)
+            made = super().bulk_create(
+                rows,
+                batch_size=batch_size,
+                update_conflicts=update_conflicts,
+                update_fields=update_fields,
+                unique_fields=unique_fields,
+            )
+            audit.note(self.model, {row.pk: before.get(row.pk) for row in made}, using=self.db)
+            return made
+
+    def _keys_of_those_like(self, rows: list[_Row], unique_fields: Collection[str]) -> list[Any]:
+        """Of the rows there are that have these fields in common with one of `rows`."""
+        if not unique_fields:
+            return []
+        keys: list[Any] = []
+        for start in range(0, len(rows), 100):
+            alike = Q(pk__in=[])
+            for row in rows[start : start + 100]:
+                alike |= Q(**{name: getattr(row, name) for name in unique_fields})
+            keys += self.model._base_manager.using(self.db).filter(alike).values_list("pk", flat=True)
+        return keys
 
     bulk_create.alters_data = True  # type: ignore[attr-defined]  # as above
 
     def delete(self) -> tuple[int, dict[str, int]]:
         self._for_write = True
-        with transaction.atomic(using=self.db):
+        with transaction.atomic(using=self.db), audit.gathered(self.db):
             self._record(_flat(self.order_by().values_list(*self.model.subject_lookups)))
             return super().delete()
 
@@ -168,6 +205,12 @@ class Recorded(models.Model):
     """Fields whose column type is all the validation there is, so that bulk switches stay one statement."""
     unrecorded_fields: ClassVar[frozenset[str]] = frozenset()
     """Fields that no request is decided from: bulk updates of these alone are no change."""
+    unaudited_fields: ClassVar[frozenset[str]] = frozenset()
+    """Fields that only tell of changes, or of use."""
+    secret_fields: ClassVar[frozenset[str]] = frozenset()
+    """Fields of which the audit trail tells that they changed, and no more. Sealed ones are secret anyway."""
+    split_fields: ClassVar[Mapping[str, Callable[[str], tuple[str, str]]]] = {}
+    """Fields of which a part is secret: what takes their text apart into what may be told, and the secret."""
 
     class Meta:
         abstract = True
@@ -178,6 +221,16 @@ class Recorded(models.Model):
         with transaction.atomic(using=using):
             record_changes(touched_subjects(self, using=using), kind=self.change_kind, using=using)
             super().save(*args, **kwargs)
+
+    def delete(self, using: str | None = None, keep_parents: bool = False) -> tuple[int, dict[str, int]]:
+        using = using or router.db_for_write(type(self), instance=self)
+        with transaction.atomic(using=using), audit.gathered(using):
+            return super().delete(using=using, keep_parents=keep_parents)
+
+    @property
+    def audit_name(self) -> str:
+        """What the audit trail calls it. It may ask the database for nothing: many rows are named at a time."""
+        return str(self)
 
     def subjects(self, *, using: str) -> Iterable[Subject]:
         """What this row, as it is in memory, changes."""
@@ -199,11 +252,12 @@ def touched_subjects(row: Recorded, *, using: str) -> Iterator[Subject]:
 
 
 def record_writes_of(*kinds: type[Recorded]) -> None:
-    """Have single deletions and fixtures recorded, too. A signal of each model's own: one for all models would cost
-    every model its fast deletion."""
+    """Have single deletions and fixtures recorded, too, and all single writes in the audit trail. Signals of each
+    model's own: one for all models would cost every model its fast deletion."""
     for kind in kinds:
         pre_delete.connect(_record_removal, sender=kind, dispatch_uid="relay.models.revisions")
         pre_save.connect(_record_fixture, sender=kind, dispatch_uid="relay.models.revisions")
+        audit.follow(kind)  # after the others: it reads under the lock they take
 
 
 def _record_removal(

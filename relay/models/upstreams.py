@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 import ssl
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from ipaddress import ip_address
 from typing import Any, ClassVar
 
@@ -31,6 +31,8 @@ LONGEST_SECONDS = 7 * 24 * 3600
 LARGEST_BYTES = 2**50
 LARGEST_BUFFER_BYTES = 2**31
 MOST_CONNECTIONS = 65_535
+POINTING_FIELDS = ("base_url", "host_header", "allowed_networks", "verify_tls", "ca_bundle", "outbound_proxy")
+"""Where an upstream points, and whom it takes for that: what the right `point_upstream` is about."""
 
 SHORTEST_SECONDS = 0.05
 
@@ -73,12 +75,21 @@ class HostHeader(models.TextChoices):
     CALLER = "caller", "The host name the caller used"
 
 
+def split_userinfo(proxy: str) -> tuple[str, str]:
+    """A proxy's URL without user and password, and these."""
+    scheme, separator, rest = proxy.partition("://")
+    userinfo, _, place = rest.rpartition("@")
+    return f"{scheme}{separator}{place}", userinfo
+
+
 class Upstream(Recorded):
     """One allowed destination. The slug is its segment in relay URLs; all under `base_url` can be reached by it."""
 
     subject_lookups: ClassVar[tuple[str, ...]] = ("slug",)
     touched_by_updates: ClassVar[tuple[str, ...]] = ("changed_at",)
     free_of_checks: ClassVar[frozenset[str]] = frozenset({"changed_at", "changed_by", "enabled"})
+    unaudited_fields: ClassVar[frozenset[str]] = frozenset({"changed_at", "changed_by"})
+    split_fields: ClassVar[Mapping[str, Callable[[str], tuple[str, str]]]] = {"outbound_proxy": split_userinfo}
 
     slug = models.CharField(
         max_length=63,
@@ -223,6 +234,7 @@ class Upstream(Recorded):
     class Meta:
         ordering = ("slug",)
         base_manager_name = "objects"  # related managers' bulk writes are recorded too
+        permissions = (("point_upstream", "Can change where an upstream points"),)
         constraints = (
             models.CheckConstraint(condition=Q(slug__regex=SLUG_PATTERN), name="relay_upstream_slug"),
             models.CheckConstraint(condition=Q(base_url__regex=BASE_URL_PATTERN), name="relay_upstream_base_url"),
@@ -328,6 +340,7 @@ class HeaderRule(Recorded):
     """A fixed change to the header fields of an upstream's exchanges. Values may be secrets: never print them."""
 
     subject_lookups: ClassVar[tuple[str, ...]] = ("upstream__slug",)
+    secret_fields: ClassVar[frozenset[str]] = frozenset({"value"})
 
     upstream = models.ForeignKey(Upstream, on_delete=models.CASCADE, related_name="header_rules")
     side = models.CharField(max_length=10, choices=Side, default=Side.REQUEST)

@@ -14,13 +14,13 @@ from typing import Any
 from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.core.management import call_command
-from django.core.management.base import BaseCommand
 from django.db import IntegrityError, transaction
 
+from relay.management.authored import AuthoredCommand
 from relay.management.commands.serve import check_data_dir, count_waiting_migrations
 
 
-class Command(BaseCommand):
+class Command(AuthoredCommand):
     help = "Prepare the data folder, the database, static files and the first admin. Harmless to repeat."
     requires_system_checks = ()  # they are for a database that is there
 

@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from django.core.exceptions import NON_FIELD_ERRORS, ValidationError
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
 from django.db import Error, models, transaction
 from django.utils import timezone
 
 from relay.catalog import credentials, loader
 from relay.errors import PathRefused
+from relay.management.authored import AuthoredCommand
 from relay.models import Access, CredentialKind, HeaderRule, Upstream, usage
 from relay.rules.paths import check_path, join_target
 from relay.rules.urls import parse_proxy_url
@@ -61,7 +62,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 _HEADER_FORM = "write SIDE:ACTION:NAME=VALUE, such as request:set:User-Agent=relay, or response:remove:Server"
 
 
-class Command(BaseCommand):
+class Command(AuthoredCommand):
     help = "Register, show, change, try and remove upstreams."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
