@@ -14,8 +14,7 @@ from django.apps import apps
 from django.contrib import admin
 from django.core.exceptions import FieldDoesNotExist, PermissionDenied, ValidationError
 from django.db.models import Model, QuerySet
-from django.http import Http404, HttpRequest, StreamingHttpResponse
-from django.template.loader import render_to_string
+from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpResponse
 from django.urls import URLPattern, path
 from django.utils import formats, timezone
 from django.utils.text import capfirst
@@ -64,10 +63,10 @@ class KindFilter(admin.SimpleListFilter):
     parameter_name = "object_type__exact"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        kinds = [*followed(), AuditEntry]
-        return sorted(
-            ((kind._meta.label_lower, capfirst(kind._meta.verbose_name)) for kind in kinds), key=lambda k: k[1]
-        )
+        kinds = followed()
+        kinds.append(AuditEntry)
+        named = [(kind._meta.label_lower, capfirst(str(kind._meta.verbose_name))) for kind in kinds]
+        return sorted(named, key=lambda kind: kind[1])
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[AuditEntry]) -> QuerySet[AuditEntry]:
         return queryset.filter(object_type=self.value()) if self.value() else queryset
@@ -97,21 +96,18 @@ class AuditEntryAdmin(_ModelAdmin):
     list_filter = (("moment", MomentFilter), ("actor_name", FieldTextFilter), KindFilter, "action", "source")
     search_fields = ("object_name", "upstream", "consumer", "actor_name", "address")
     search_help_text = "Search by object, upstream, consumer, who or address"
+    list_filter_submit = True
     sortable_by = ()
     list_fullwidth = True
     list_per_page = 50
     show_full_result_count = False
     list_before_template = "relay/admin/exports.html"
     readonly_fields = (
-        *("heading", "changes_table"),
-        *("moment", "who_in_full", "address", "request_id"),
-        *("object_type", "object_id", "upstream", "consumer"),
+        *("moment_in_full", "who_in_full", "address", "request_id"),
+        *("subject_in_full", "object_id", "upstream", "consumer"),
     )
-    fieldsets = (
-        (None, {"fields": readonly_fields[:2]}),
-        ("Who", {"fields": readonly_fields[2:6]}),
-        ("What", {"fields": readonly_fields[6:]}),
-    )
+    fieldsets = (("Who", {"fields": readonly_fields[:4]}), ("What", {"fields": readonly_fields[4:]}))
+    change_form_outer_before_template = "relay/admin/changes.html"
 
     class Media:
         css: ClassVar[dict[str, tuple[str, ...]]] = {"all": ("relay/admin.css",)}
@@ -138,6 +134,18 @@ class AuditEntryAdmin(_ModelAdmin):
     ) -> Any:
         return super().changeform_view(request, object_id, form_url, {"show_history": False, **(extra_context or {})})
 
+    def render_change_form(
+        self,
+        request: HttpRequest,
+        context: dict[str, Any],
+        add: bool = False,
+        change: bool = False,
+        form_url: str = "",
+        obj: AuditEntry | None = None,
+    ) -> HttpResponse:
+        context["rows"] = rows_of(obj) if obj else []
+        return super().render_change_form(request, context, add=add, change=change, form_url=form_url, obj=obj)
+
     # The list
 
     @display(header=True, description="when")
@@ -147,8 +155,8 @@ class AuditEntryAdmin(_ModelAdmin):
 
     @display(header=True, description="who")
     def who(self, entry: AuditEntry) -> tuple[str, ...]:
-        source = Source(entry.source).label
-        return entry.actor_name or "—", f"{source} {entry.source_name}".strip()
+        source = " · ".join(filter(None, (Source(entry.source).label, entry.source_name)))
+        return entry.actor_name or "—", source
 
     @display(label={Deed.ADDED: "success", Deed.CHANGED: "info", Deed.REMOVED: "danger"}, description="action")
     def deed(self, entry: AuditEntry) -> tuple[str, str]:
@@ -169,18 +177,18 @@ class AuditEntryAdmin(_ModelAdmin):
 
     # One entry
 
-    @admin.display(description="change")
-    def heading(self, entry: AuditEntry) -> str:
-        return f"{capfirst(entry.kind)} {entry.object_name}: {Deed(entry.action).label.lower()}"
+    @admin.display(description="when")
+    def moment_in_full(self, entry: AuditEntry) -> str:
+        return f"{timezone.localtime(entry.moment):%Y-%m-%d %H:%M:%S %Z}"
 
     @admin.display(description="who")
     def who_in_full(self, entry: AuditEntry) -> str:
         name, source = self.who(entry)
         return f"{name} ({source})"
 
-    @admin.display(description="fields")
-    def changes_table(self, entry: AuditEntry) -> str:
-        return render_to_string("relay/admin/changes.html", {"rows": rows_of(entry)})
+    @admin.display(description="object")
+    def subject_in_full(self, entry: AuditEntry) -> str:
+        return f"{capfirst(entry.kind)} {entry.object_name}"
 
     # Exports
 

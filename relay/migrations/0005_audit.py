@@ -45,7 +45,7 @@ class Migration(migrations.Migration):
             ],
             options={
                 'verbose_name': 'audit entry',
-                'verbose_name_plural': 'audit trail',
+                'verbose_name_plural': 'audit entries',
                 'ordering': ('-id',),
                 'default_permissions': ('view',),
                 'indexes': [models.Index(fields=['object_type', 'object_id'], name='relay_audit_object')],

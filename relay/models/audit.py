@@ -111,7 +111,7 @@ class AuditEntry(models.Model):
 
     class Meta:
         verbose_name = "audit entry"
-        verbose_name_plural = "audit trail"
+        verbose_name_plural = "audit entries"
         ordering = ("-id",)
         default_permissions = ("view",)
         indexes = (models.Index(fields=("object_type", "object_id"), name="relay_audit_object"),)
