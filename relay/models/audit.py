@@ -233,7 +233,7 @@ def _before_delete(sender: type[models.Model], instance: models.Model, using: st
     policy = _policies[sender]
     row: models.Model | None = instance
     if origin is instance:
-        row = sender._base_manager.using(using).filter(pk=instance.pk).first()
+        row = sender._base_manager.using(using).filter(pk=instance.pk).order_by().first()
     if row is not None:
         write([entry_of(row, Deed.REMOVED, _difference(policy, policy.of(row), None))], using=using)
 
@@ -262,8 +262,8 @@ def _note(kind: type[models.Model], policy: Policy, before: Mapping[Any, Values 
         raise NotSupportedError("The database tells no ids of rows added in bulk: save them one by one.")
     keys = list(before)
     with gathered(using):
-        for start in range(0, len(keys), _ROWS_AT_A_TIME):
-            for row in kind._base_manager.using(using).filter(pk__in=keys[start : start + _ROWS_AT_A_TIME]):
+        for rows in _in_turn(kind, keys, using=using):
+            for row in rows:
                 was = before[row.pk]
                 changes = _difference(policy, was, policy.of(row))
                 if was is None:
@@ -275,10 +275,15 @@ def _note(kind: type[models.Model], policy: Policy, before: Mapping[Any, Values 
 def _stored(kind: type[models.Model], keys: list[Any], policy: Policy, *, using: str) -> dict[Any, Values]:
     names = [field.attname for field in policy.fields]
     found: dict[Any, Values] = {}
-    for start in range(0, len(keys), _ROWS_AT_A_TIME):
-        rows = kind._base_manager.using(using).filter(pk__in=keys[start : start + _ROWS_AT_A_TIME])
+    for rows in _in_turn(kind, keys, using=using):
         found.update((key, tuple(values)) for key, *values in rows.values_list("pk", *names))
     return found
+
+
+def _in_turn(kind: type[models.Model], keys: list[Any], *, using: str) -> Iterator[models.QuerySet[Any]]:
+    """Not in the kind's own order: that may join what a fixture's row points to, which may come later."""
+    for start in range(0, len(keys), _ROWS_AT_A_TIME):
+        yield kind._base_manager.using(using).filter(pk__in=keys[start : start + _ROWS_AT_A_TIME]).order_by()
 
 
 # Entries
@@ -380,9 +385,7 @@ def _name_holders(entries: list[AuditEntry], *, using: str) -> None:
         names = {getattr(entry, f"{holder}_key"): getattr(entry, holder) for entry in entries if getattr(entry, holder)}
         unnamed = [entry for entry in entries if getattr(entry, f"{holder}_key") and not getattr(entry, holder)]
         missing = list({getattr(entry, f"{holder}_key") for entry in unnamed} - names.keys())
-        rows = apps.get_model("relay", holder)._base_manager.using(using)
-        for start in range(0, len(missing), _ROWS_AT_A_TIME):
-            some = missing[start : start + _ROWS_AT_A_TIME]
-            names.update(rows.filter(pk__in=some).values_list("pk", naming))
+        for rows in _in_turn(apps.get_model("relay", holder), missing, using=using):
+            names.update(rows.values_list("pk", naming))
         for entry in unnamed:
             setattr(entry, holder, names.get(getattr(entry, f"{holder}_key"), ""))

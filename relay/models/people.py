@@ -71,7 +71,7 @@ def _note_links(
     with audit.gathered(using):
         for start in range(0, len(holders), _ROWS_AT_A_TIME):
             some = holders[start : start + _ROWS_AT_A_TIME]
-            for row in field.model._base_manager.using(using).filter(pk__in=some):
+            for row in field.model._base_manager.using(using).filter(pk__in=some).order_by():
                 told = sorted(names[key] for key in held_by[row.pk] if key in names)
                 change = [[], told] if action == "pre_add" else [told, []]
                 audit.write([audit.entry_of(row, Deed.CHANGED, {field.name: change})], using=using)
