@@ -12,7 +12,7 @@ Entries are only ever added. `prune` removes old ones, and leaves an entry that 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -58,10 +58,18 @@ class AuditQuerySet(models.QuerySet["AuditEntry"]):
     def delete(self) -> NoReturn:
         raise AppendOnly
 
-    def bulk_create(self, objs: Iterable[AuditEntry], *args: Any, **kwargs: Any) -> list[AuditEntry]:
-        if kwargs.get("update_conflicts"):
+    def bulk_create(
+        self,
+        objs: Iterable[AuditEntry],
+        batch_size: int | None = None,
+        ignore_conflicts: bool = False,
+        update_conflicts: bool = False,
+        update_fields: Collection[str] | None = None,
+        unique_fields: Collection[str] | None = None,
+    ) -> list[AuditEntry]:
+        if ignore_conflicts or update_conflicts:
             raise AppendOnly
-        return super().bulk_create(objs, *args, **kwargs)
+        return super().bulk_create(objs, batch_size)
 
     def prune(self, before: datetime) -> int:
         """Remove the entries from before this moment. Gives their number, which an entry of its own keeps."""
