@@ -9,7 +9,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('relay', '0002_consumers'),
+        ('relay', '0004_usage'),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
 

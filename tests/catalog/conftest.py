@@ -97,8 +97,8 @@ class PostgresDatabase:
             self.is_migrated = True
         with connections["default"].cursor() as cursor:
             cursor.execute(
-                "TRUNCATE relay_upstream, relay_change, relay_consumer, relay_consumerchange, relay_revision,"
-                " auth_user, auth_group CASCADE"
+                "TRUNCATE relay_auditentry, relay_upstream, relay_change, relay_consumer, relay_consumerchange,"
+                " relay_revision, auth_user, auth_group CASCADE"
             )
             cursor.execute("INSERT INTO relay_revision (id, value) VALUES (1, 0)")
 
