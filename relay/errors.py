@@ -57,6 +57,12 @@ class ParameterRefused(RequestRefused):
     advice = "Leave that parameter out, in every spelling: the relay adds it to each request for this upstream."
 
 
+class SignatureMisplaced(RequestRefused):
+    type = "signature-misplaced"
+    title = "The URL's signature is not where it belongs"
+    advice = "Leave a signed URL as it was made: relay-signature stands in it once, spelled so, as the last parameter."
+
+
 class KeyRequired(RelayError):
     status = 401
     type = "key-required"
@@ -89,6 +95,31 @@ class NotGranted(RelayError):
     title = "This key may not do that here"
     advice = "Ask an admin for a grant of this upstream, with this method and path in it."
     proxy_status = "http_request_denied"
+
+
+class NotGranted(RelayError):
+    status = 403
+    type = "not-granted"
+    title = "This key may not do that here"
+    advice = "Ask an admin for a grant of this upstream, with this method and path in it."
+    proxy_status = "http_request_denied"
+
+
+class SignatureRefused(RelayError):
+    status = 403
+    type = "signature-refused"
+    title = "This URL's signature is not valid here"
+    advice = (
+        "Use the URL byte for byte as it was signed, with the method it was signed for; if it is, its signing key was "
+        "revoked: ask for a new URL."
+    )
+    proxy_status = "http_request_denied"
+
+
+class SignatureExpired(SignatureRefused):
+    type = "signature-expired"
+    title = "This signed URL has expired"
+    advice = "Ask whoever gave you the URL for a new one."
 
 
 class UpstreamUnknown(RelayError):

@@ -14,7 +14,7 @@ from django.http import HttpRequest, HttpResponse, HttpResponseBase
 
 from relay import catalog, conf, errors
 from relay.conf import MOUNT
-from relay.rules import access, forwarding, headers, paths
+from relay.rules import access, forwarding, headers, paths, signing
 from relay.serving import gate, heads
 from relay.serving.asgi import EARLY_HINT, SENT_TARGET, TRAILERS
 from relay.serving.hosts import check_relay_host
@@ -71,10 +71,10 @@ async def _carry(request: RelayRequest) -> RelayResponse:
     entry.slug = upstream.slug
     own_name = settings.via.encode()
     access.check_loop(fields.via, own_name)
-    gate.admit(request, upstream, fields, path=rest, roster=snapshot.roster)
     extensions = scope.get("extensions") or {}
     sent = extensions.get(SENT_TARGET)
-    query = paths.query_of(scope["query_string"], sent_target=sent and sent["target"])
+    query, signature = signing.split(paths.query_of(scope["query_string"], sent_target=sent and sent["target"]))
+    gate.admit(request, upstream, fields, path=rest, query=query, signature=signature, roster=snapshot.roster)
     if upstream.max_request_bytes is not None and (fields.content_length or 0) > upstream.max_request_bytes:
         raise errors.RequestTooLarge(f"{fields.content_length} bytes announced")
 
@@ -109,6 +109,7 @@ async def _carry(request: RelayRequest) -> RelayResponse:
         at_root=not rest,
         request_id=entry.request_id,
         own_name=own_name,
+        is_signed=signature is not None,
     )
     trailer = None
     if offers_trailers and fields.accepts_trailers:

@@ -1,4 +1,5 @@
-"""Who may call, in memory: live consumers, their keys by digest, their grants. Part of the snapshot, frozen like it.
+"""Who may call, in memory: live consumers, their keys by digest, their signing keys by id, their grants. Part of the
+snapshot, frozen like it.
 
 A key is found by the keyed digest of its text: one dict lookup, flat from ten keys to a hundred thousand, which
 compares no byte that a caller could time.
@@ -10,10 +11,20 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 from uuid import UUID
+from zlib import crc32
 
 from relay.rules.grants import Grant
 
 SHARDS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class SigningKey:
+    """One that is not revoked. Its consumer's rights are those of the URLs it signs."""
+
+    id: str
+    """Public: it stands in the URLs."""
+    secret: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +37,7 @@ class Consumer:
     """By the upstream's id: its own and those of its owner's groups. No entry: it may do nothing there."""
     digests: tuple[bytes, ...] = field(default=(), repr=False)
     """Of its keys. They point here; pointing back would be a cycle that nothing collects."""
+    signing_keys: tuple[SigningKey, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +49,14 @@ class ApiKey:
     expires_at: float
 
 
+@dataclass(frozen=True, slots=True)
+class Signer:
+    """A signing key with the consumer it signs for."""
+
+    consumer: Consumer
+    key: SigningKey
+
+
 Entry = tuple[Consumer, tuple[ApiKey, ...]]
 """A consumer with its keys, in the order of `Consumer.digests`."""
 
@@ -44,18 +64,25 @@ Entry = tuple[Consumer, tuple[ApiKey, ...]]
 class Roster:
     """All live consumers at one revision. Immutable: `with_changes` gives the next one, at the cost of what changed."""
 
-    __slots__ = ("_consumers", "_keys")
+    __slots__ = ("_consumers", "_keys", "_signers")
 
     def __init__(self, entries: Iterable[Entry] = ()) -> None:
         self._keys: tuple[dict[bytes, ApiKey], ...] = tuple({} for _ in range(SHARDS))
         self._consumers: tuple[dict[UUID, Consumer], ...] = tuple({} for _ in range(SHARDS))
+        self._signers: tuple[dict[str, Signer], ...] = tuple({} for _ in range(SHARDS))
         for consumer, keys in entries:
             self._consumers[consumer.id.int % SHARDS][consumer.id] = consumer
+            for signing_key in consumer.signing_keys:
+                self._signers[_shard_of_id(signing_key.id)][signing_key.id] = Signer(consumer, signing_key)
             for digest, key in zip(consumer.digests, keys, strict=True):
                 self._keys[_shard_of(digest)][digest] = key
 
     def find(self, digest: bytes) -> ApiKey | None:
         return self._keys[_shard_of(digest)].get(digest)
+
+    def find_signer(self, key_id: str) -> Signer | None:
+        """By a signing key's public id. None: there is no such key, or it was revoked, or its consumer is off."""
+        return self._signers[_shard_of_id(key_id)].get(key_id)
 
     def consumer(self, consumer_id: UUID) -> Consumer | None:
         return self._consumers[consumer_id.int % SHARDS].get(consumer_id)
@@ -64,33 +91,43 @@ class Roster:
         """`changed` take the places of those with their ids, keys included."""
         keys = _Copies(self._keys)
         consumers = _Copies(self._consumers)
+        signers = _Copies(self._signers)
 
         def take_out(consumer_id: UUID) -> None:
             former = consumers.shard(consumer_id.int % SHARDS).pop(consumer_id, None)
             for digest in former.digests if former else ():
                 keys.shard(_shard_of(digest)).pop(digest, None)
+            for signing_key in former.signing_keys if former else ():
+                signers.shard(_shard_of_id(signing_key.id)).pop(signing_key.id, None)
 
-        for consumer_id in removed:
+        entries = list(changed)
+        # All of them first: a key may have moved from one to another.
+        for consumer_id in [*removed, *(consumer.id for consumer, _ in entries)]:
             take_out(consumer_id)
-        for consumer, its_keys in changed:
-            take_out(consumer.id)
+        for consumer, its_keys in entries:
             consumers.shard(consumer.id.int % SHARDS)[consumer.id] = consumer
             for digest, key in zip(consumer.digests, its_keys, strict=True):
                 keys.shard(_shard_of(digest))[digest] = key
+            for signing_key in consumer.signing_keys:
+                signers.shard(_shard_of_id(signing_key.id))[signing_key.id] = Signer(consumer, signing_key)
         following = object.__new__(Roster)
         following._keys = keys.shards()
         following._consumers = consumers.shards()
+        following._signers = signers.shards()
         return following
 
-    def not_shared_with(self, following: Roster) -> list[Consumer | ApiKey]:
+    def not_shared_with(self, following: Roster) -> list[Consumer | ApiKey | Signer]:
         """What is in shards that `following` replaced, changed or not."""
-        found: list[Consumer | ApiKey] = []
+        found: list[Consumer | ApiKey | Signer] = []
         for mine, its in zip(self._keys, following._keys, strict=True):
             if mine is not its:
                 found += mine.values()
         for held, others in zip(self._consumers, following._consumers, strict=True):
             if held is not others:
                 found += held.values()
+        for signers, followers in zip(self._signers, following._signers, strict=True):
+            if signers is not followers:
+                found += signers.values()
         return found
 
     def __iter__(self) -> Iterator[Consumer]:
@@ -103,6 +140,10 @@ class Roster:
 
 def _shard_of(digest: bytes) -> int:
     return (digest[0] << 8 | digest[1]) % SHARDS
+
+
+def _shard_of_id(key_id: str) -> int:
+    return crc32(key_id.encode()) % SHARDS
 
 
 _Key = TypeVar("_Key")

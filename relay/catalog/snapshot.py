@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
 from zlib import crc32
 
-from relay.catalog.roster import ApiKey, Consumer, Roster
+from relay.catalog.roster import ApiKey, Consumer, Roster, Signer
 from relay.rules.credentials import Credential
 
 SHARDS = 1024
@@ -168,9 +168,9 @@ class Snapshot:
         for key in self._following_files:
             yield self._shards[crc32(key) % SHARDS][key]
 
-    def not_shared_with(self, following: Snapshot) -> list[Upstream | Consumer | ApiKey]:
+    def not_shared_with(self, following: Snapshot) -> list[Upstream | Consumer | ApiKey | Signer]:
         """What is in shards that `following` replaced, changed or not."""
-        found: list[Upstream | Consumer | ApiKey] = []
+        found: list[Upstream | Consumer | ApiKey | Signer] = []
         for mine, its in zip(self._shards, following._shards, strict=True):
             if mine is not its:
                 found += mine.values()

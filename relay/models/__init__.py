@@ -6,6 +6,7 @@ from relay.models.audit import AuditEntry, Deed
 from relay.models.consumers import ApiKey, Consumer, Grant
 from relay.models.credentials import AuthStyle, Credential, CredentialKind
 from relay.models.revisions import Change, ConsumerChange, Recorded, RecordingQuerySet, Revision, record_changes
+from relay.models.signing import SigningKey
 from relay.models.upstreams import (
     Access,
     Action,
@@ -38,6 +39,7 @@ __all__ = [
     "RecordingQuerySet",
     "Revision",
     "Side",
+    "SigningKey",
     "Upstream",
     "WouldRefuse",
     "record_changes",

@@ -50,9 +50,9 @@ class Entry:
     """`ok`, `caller-gone`, `shutdown`, or the type of the `RelayError`."""
     detail: str = ""
     consumer: str = ""
-    """Whose key, in force, was shown."""
+    """Whose key in force, or whose signature, was shown."""
     key: str = ""
-    """Prefix of the well-formed key that was shown, in force or not."""
+    """Prefix of the well-formed key that was shown, in force or not; or the id of the signing key."""
     would_refuse: str = ""
     """Type of the `RelayError` that an upstream in report-only mode kept from the caller."""
     bytes_in: int = 0

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from relay.errors import HeadersTooLarge, RequestRefused, UpstreamProtocolFailed
-from relay.rules import keys
+from relay.rules import keys, signing
 
 Pairs = list[tuple[bytes, bytes]]
 
@@ -54,7 +54,7 @@ FIXED_NAMES = frozenset(
 _NOTED = (
     HOP_BY_HOP
     | FORWARDING
-    | {b"authorization", b"content-length", b"cookie", b"expect", b"host", b"relay-key"}
+    | {b"authorization", b"content-length", b"cookie", b"expect", b"host", b"referer", b"relay-key"}
     | {
         b"via",
         b"x-request-id",
@@ -120,6 +120,9 @@ def read_request(pairs: Iterable[tuple[bytes, bytes]], *, max_bytes: int) -> Req
         elif name == b"relay-key":
             relay_keys += 1
             fields.key = _one_key(value.strip(b" \t"), fields.key)
+        elif name == b"referer":
+            if not signing.is_in(value):
+                kept.append(pair)
         elif name == b"cookie":
             fields.cookies.append(value)
         elif name == b"content-length":

@@ -7,14 +7,22 @@ those `underway`, which are judged again by the same rules whenever the roster c
 
 from __future__ import annotations
 
-from math import ceil
+import math
 
 from relay import vault
 from relay.catalog import Upstream, usage
 from relay.catalog.roster import ApiKey, Roster
-from relay.errors import KeyRefused, KeyRequired, MethodRefused, NotGranted, TooManyUnknownKeys
+from relay.errors import (
+    KeyRefused,
+    KeyRequired,
+    MethodRefused,
+    NotGranted,
+    SignatureExpired,
+    SignatureRefused,
+    TooManyUnknownKeys,
+)
 from relay.observing.access_log import Entry
-from relay.rules import access, keys, paths
+from relay.rules import access, keys, paths, signing
 from relay.rules.headers import RequestFields
 from relay.rules.throttle import Throttle
 from relay.serving import underway
@@ -25,7 +33,15 @@ UNKNOWN_KEYS_PER_SECOND = 1.0
 MAX_THROTTLED_ADDRESSES = 10_000
 """About 2 MB in each worker."""
 
-_REPORTED = (KeyRequired, KeyRefused, TooManyUnknownKeys, MethodRefused, NotGranted)
+_REPORTED = (
+    KeyRequired,
+    KeyRefused,
+    TooManyUnknownKeys,
+    SignatureRefused,
+    SignatureExpired,
+    MethodRefused,
+    NotGranted,
+)
 """What an upstream in report-only mode lets pass."""
 
 unknown_keys = Throttle(
@@ -34,11 +50,27 @@ unknown_keys = Throttle(
 """Of this process. Each worker counts for itself."""
 
 
-def admit(request: RelayRequest, upstream: Upstream, fields: RequestFields, *, path: bytes, roster: Roster) -> None:
-    """Let the request in, or raise the `RelayError` that says why not. `path` is what follows the slug."""
+def admit(
+    request: RelayRequest,
+    upstream: Upstream,
+    fields: RequestFields,
+    *,
+    path: bytes,
+    query: bytes | None,
+    signature: bytes | None,
+    roster: Roster,
+) -> None:
+    """Let the request in, or raise the `RelayError` that says why not.
+
+    `path` is what follows the slug; `query` and `signature` are what `signing.split` gave. Of a signature and a key, the
+    signature decides.
+    """
     entry = request.entry
     try:
-        admission = _judge(entry, upstream, fields.key, path, roster)
+        if signature is None or upstream.open_to_anyone:
+            admission = _judge(entry, upstream, fields.key, path, roster)
+        else:
+            admission = _judge_signed(entry, upstream, signature, path, query, roster)
     except _REPORTED as refusal:
         if not upstream.report_only or access.is_never_relayed(entry.method):
             raise
@@ -67,6 +99,32 @@ def _judge(
     return underway.Admission(digest, key.expires_at, upstream.id, entry.method, path)
 
 
+def _judge_signed(
+    entry: Entry, upstream: Upstream, value: bytes, path: bytes, query: bytes | None, roster: Roster
+) -> underway.Admission:
+    """By the signing key that is named, and its consumer's grants. Only who holds a URL that was once signed learns more
+    than that it is not valid."""
+    access.check_method(entry.method, upstream.methods)
+    paths.check_path(path)
+    signature = signing.read(value)
+    signer = roster.find_signer(signature.key_id)
+    if signer is None:
+        raise SignatureRefused("no live signing key has this id")
+    signing.check(
+        signature,
+        signer.key.secret,
+        method=entry.method,
+        slug=upstream.slug.encode(),
+        path=path,
+        query=query,
+        now=entry.wall,
+    )
+    entry.consumer, entry.key = signer.consumer.name, signer.key.id
+    access.check_grants(signer.consumer.grants.get(upstream.id, ()), entry.method, path)
+    # A download that began in time may end after it.
+    return underway.Admission(b"", math.inf, upstream.id, entry.method, path, signer.key.id)
+
+
 def _who_calls(entry: Entry, shown: bytes | None, roster: Roster) -> tuple[bytes, ApiKey | None]:
     """(digest, key) of what was shown, the key in force or not; without one, the caller is nobody."""
     if shown and keys.is_well_formed(shown):
@@ -85,4 +143,4 @@ def _count_unknown(entry: Entry) -> None:
     """Raises `TooManyUnknownKeys` when the caller's address has shown too many."""
     wait = unknown_keys.wait_seconds(entry.client, entry.started)
     if wait:
-        raise TooManyUnknownKeys(headers=((b"retry-after", b"%d" % ceil(wait)),))
+        raise TooManyUnknownKeys(headers=((b"retry-after", b"%d" % math.ceil(wait)),))

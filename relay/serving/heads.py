@@ -78,11 +78,18 @@ def request_pairs(
 
 
 def response_pairs(
-    upstream: Upstream, pairs: Pairs, *, mount: bytes, at_root: bool, request_id: bytes, own_name: bytes
+    upstream: Upstream,
+    pairs: Pairs,
+    *,
+    mount: bytes,
+    at_root: bool,
+    request_id: bytes,
+    own_name: bytes,
+    is_signed: bool = False,
 ) -> Pairs:
     """The header pairs the caller gets: the upstream's with its places turned into the relay's, then the relay's own.
 
-    `at_root`: the request was for the mount itself, without a slash.
+    `at_root`: the request was for the mount itself, without a slash. `is_signed`: its URL is worth keeping secret.
     """
     present = {name for name, _ in pairs}
     if not _PLACED.isdisjoint(present):
@@ -95,6 +102,10 @@ def response_pairs(
         pairs.append((b"date", _date(int(time.time()))))
     if b"x-request-id" not in present:
         pairs.append((b"x-request-id", request_id))
+    if is_signed:
+        # What a signed page loads or links to is not told the page's URL, which opens it.
+        pairs = [pair for pair in pairs if pair[0] != b"referrer-policy"]
+        pairs.append((b"referrer-policy", b"no-referrer"))
     if upstream.max_buffered_bytes is None and b"x-content-type-options" not in present:
         pairs.append((b"x-content-type-options", b"nosniff"))
     changes = upstream.response_changes

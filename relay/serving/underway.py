@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from relay.catalog.roster import Roster
 from relay.catalog.snapshot import Snapshot
-from relay.errors import KeyRevoked, RelayError
+from relay.errors import KeyRevoked, RelayError, SignatureRefused
 from relay.rules import access
 
 if TYPE_CHECKING:
@@ -32,13 +32,14 @@ CUT_AT_ONCE = 15
 
 
 class Admission(NamedTuple):
-    """The key that let a request in, by its digest, and what for."""
+    """The key that let a request in, by its digest, or the signing key, by its id; and what for."""
 
     digest: bytes
     expires_at: float
     upstream_id: int
     method: str
     path: bytes
+    signing_key_id: str = ""
 
 
 class Underway:
@@ -105,6 +106,13 @@ class Underway:
 
 def check_still(admission: Admission, roster: Roster, *, now: float) -> float:
     """Raises the `RelayError` with which it would be refused now. When its key expires, which may have changed."""
+    if admission.signing_key_id:
+        signer = roster.find_signer(admission.signing_key_id)
+        if signer is None:
+            raise SignatureRefused("revoked signing key")
+        held = signer.consumer.grants.get(admission.upstream_id, ())
+        access.check_grants(held, admission.method, admission.path)
+        return math.inf
     key = roster.find(admission.digest)
     access.check_key(shown=True, expires_at=key.expires_at if key else None, now=now)
     grants = key.consumer.grants if key else {}
