@@ -92,15 +92,7 @@ class KeyRevoked(RelayError):
 class NotGranted(RelayError):
     status = 403
     type = "not-granted"
-    title = "This key may not do that here"
-    advice = "Ask an admin for a grant of this upstream, with this method and path in it."
-    proxy_status = "http_request_denied"
-
-
-class NotGranted(RelayError):
-    status = 403
-    type = "not-granted"
-    title = "This key may not do that here"
+    title = "This caller may not do that here"
     advice = "Ask an admin for a grant of this upstream, with this method and path in it."
     proxy_status = "http_request_denied"
 

@@ -62,8 +62,8 @@ def admit(
 ) -> None:
     """Let the request in, or raise the `RelayError` that says why not.
 
-    `path` is what follows the slug; `query` and `signature` are what `signing.split` gave. Of a signature and a key, the
-    signature decides.
+    `path` is what follows the slug; `query` and `signature` are what `signing.split` gave. Of a signature and a key,
+    the signature decides.
     """
     entry = request.entry
     try:
@@ -102,8 +102,8 @@ def _judge(
 def _judge_signed(
     entry: Entry, upstream: Upstream, value: bytes, path: bytes, query: bytes | None, roster: Roster
 ) -> underway.Admission:
-    """By the signing key that is named, and its consumer's grants. Only who holds a URL that was once signed learns more
-    than that it is not valid."""
+    """By the signing key that is named, and its consumer's grants. Only who holds a URL that was once signed learns
+    more than that it is not valid."""
     access.check_method(entry.method, upstream.methods)
     paths.check_path(path)
     signature = signing.read(value)
