@@ -41,7 +41,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 METRIC_ROOMS = (access_log, exchange, metrics, transport, watcher)
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
-OWN_COMMANDS = ("audit", "credentials", "first_run", "mfa", "secrets", "serve", "upstreams")
+OWN_COMMANDS = ("audit", "credentials", "first_run", "mfa", "secrets", "serve", "signing", "upstreams")
 
 
 # What the regions hold.
