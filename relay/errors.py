@@ -191,7 +191,7 @@ class UpstreamFull(RelayError):
 
 
 class CredentialUnconfirmed(RelayError):
-    status = 503
+    status = 502
     type = "credential-unconfirmed"
     title = "This upstream's credential waits to be confirmed"
     advice = "Ask an admin to confirm the credential: where the upstream leads has changed since it was set."
@@ -199,7 +199,7 @@ class CredentialUnconfirmed(RelayError):
 
 
 class CredentialUnusable(RelayError):
-    status = 503
+    status = 502
     type = "credential-unusable"
     title = "This upstream's credential cannot be used"
     advice = "Ask an admin to read the relay's log, which says why, and to set the credential again."

@@ -1,7 +1,8 @@
 """Reads an upstream's credentials into what requests need: opened, fetched from where they are kept, compiled.
 
 A credential that cannot be used, or may not be, comes out with its fault: requests are then refused, and never sent
-without it. The log says which upstream and what to do; no text holds a value.
+without it. The log says which upstream and what to do; no text holds a value. The rows are the loader's; only
+`rows_of`, for commands, asks the database.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from typing import NamedTuple
 
 from relay import errors, models, vault
 from relay.catalog import references
-from relay.models import Upstream
 from relay.models.credentials import NEEDS_TLS, upstream_destination
 from relay.rules.credentials import SECRETS, SETTINGS, SHAPES, Credential, Given, Kind, combine, compile_credential
 
@@ -51,7 +51,7 @@ class _Unusable(Exception):
     """The text says what to do and holds no value."""
 
 
-def read(upstream: Upstream, rows: Sequence[Row]) -> Credential:
+def read(upstream: models.Upstream, rows: Sequence[Row]) -> Credential:
     """All of an upstream's credentials in one. Never raises."""
     return combine([_read(upstream, row) for row in rows])
 
@@ -65,7 +65,7 @@ def problem_of(saved: models.Credential) -> str:
     return ""
 
 
-def rows_of(upstream: Upstream, *, kind: str) -> list[Row]:
+def rows_of(upstream: models.Upstream, *, kind: str) -> list[Row]:
     """Those of one kind, for commands."""
     return [_row(saved) for saved in upstream.credentials.filter(kind=kind)]
 
@@ -74,14 +74,14 @@ def _row(saved: models.Credential) -> Row:
     return Row(*(getattr(saved, name) for name in Row._fields))
 
 
-def _read(upstream: Upstream, row: Row) -> Credential:
+def _read(upstream: models.Upstream, row: Row) -> Credential:
     # Before the secrets: what changes while they are read is noticed at the next poll.
     named = [getattr(row, f"{field}_reference") for field in SECRETS]
     files: Files = tuple(stamp for reference in named if (stamp := references.stamp_of(reference)) is not None)
     try:
         if _has_moved(upstream, row):
             logger.error(
-                "Upstream %s answers 503: its credential (%s) was confirmed for another place than it leads to now. "
+                "Upstream %s answers 502: its credential (%s) was confirmed for another place than it leads to now. "
                 "Confirm it in the admin, or with `manage.py credentials confirm %s`.",
                 upstream.slug,
                 row.kind,
@@ -91,19 +91,19 @@ def _read(upstream: Upstream, row: Row) -> Credential:
         return _opened(upstream, row, files)
     except _Unusable as problem:
         logger.error(
-            "Upstream %s answers 503: its credential (%s) cannot be used. %s", upstream.slug, row.kind, problem
+            "Upstream %s answers 502: its credential (%s) cannot be used. %s", upstream.slug, row.kind, problem
         )
         return Credential(fault=errors.CredentialUnusable, files=files)
 
 
-def _has_moved(upstream: Upstream, row: Row) -> bool:
+def _has_moved(upstream: models.Upstream, row: Row) -> bool:
     try:
         return row.confirmed_for != upstream_destination(upstream, token_url=row.token_url)
     except ValueError as problem:
         raise _Unusable(f"Where it leads cannot be read. {problem}") from None
 
 
-def _opened(upstream: Upstream, row: Row, files: Files) -> Credential:
+def _opened(upstream: models.Upstream, row: Row, files: Files) -> Credential:
     try:
         if row.kind == Kind.CERTIFICATE and not upstream.base_url.lower().startswith("https://"):
             raise ValueError(NEEDS_TLS)

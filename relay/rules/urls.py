@@ -69,7 +69,7 @@ def parse_base_url(text: str) -> BaseUrl:
     """Raises ValueError with a sentence for the admin."""
     scheme, authority, path = _split(text, example="https://api.example.com/v1")
     if "@" in authority:
-        raise ValueError("Take the user name and password out of the URL: set an Authorization header rule instead.")
+        raise ValueError("Take the user name and password out of the URL: set a credential instead.")
     host, port = _host_and_port(scheme, authority)
     _require_plain_path(path)
     path = "" if path == "/" else path

@@ -165,7 +165,7 @@ def test_a_changed_base_url_asks_for_confirmation(sign_in: SignIn, setter: Clien
     Upstream.objects.update(base_url="https://elsewhere.example")
     weather.refresh_from_db()
     shown = text(setter.get(page(weather)))
-    assert "Requests are refused with 503" in shown
+    assert "Requests are refused with 502" in shown
     assert "https://elsewhere.example" in shown
     given = {"action": "confirm", "credential": str(row.pk)}
     stale = text(setter.post(page(weather), given | {"destination": "https://api.weather.example"}, follow=True))

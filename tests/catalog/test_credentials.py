@@ -138,7 +138,7 @@ def test_a_change_of_where_it_goes_disables_it_until_it_is_confirmed(
         snapshot = follow(snapshot)
     assert compiled(snapshot).fault is errors.CredentialUnconfirmed
     assert compiled(snapshot).appended == ()
-    assert "Upstream a answers 503" in caplog.text
+    assert "Upstream a answers 502" in caplog.text
     assert SECRET not in caplog.text
     assert any("confirmed for another place" in warning for warning in Upstream.objects.get().warnings())
     credential.refresh_from_db()
@@ -202,7 +202,7 @@ def test_a_ciphertext_that_was_moved_or_changed_lets_nothing_go_out(
     spoil(bearer(register("a")))
     with caplog.at_level(logging.ERROR):
         assert compiled(loader.load_all()).fault is errors.CredentialUnusable
-    assert "Upstream a answers 503: its credential" in caplog.text
+    assert "Upstream a answers 502: its credential" in caplog.text
     assert "enter the secret again" in caplog.text
     assert SECRET not in caplog.text
 
@@ -314,7 +314,7 @@ def test_a_file_that_may_not_or_cannot_be_read_lets_nothing_go_out(
         credential = compiled(loader.load_all())
     assert credential.fault is errors.CredentialUnusable
     assert credential.appended == ()
-    assert "Upstream a answers 503" in caplog.text
+    assert "Upstream a answers 502" in caplog.text
     assert SECRET not in caplog.text
 
 

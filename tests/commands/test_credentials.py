@@ -134,6 +134,8 @@ def test_a_variable_and_a_file_are_named(
     monkeypatch.setenv("RELAY_CREDENTIAL_A", SECRET)
     run("credentials", "set", "a", "--kind", "bearer", "--env", "RELAY_CREDENTIAL_A")
     assert json.loads(run("credentials", "show", "a", "--json")[0])[0]["secret"] == "env:RELAY_CREDENTIAL_A"
+    monkeypatch.delenv("RELAY_CREDENTIAL_A")
+    assert "The environment has no" in json.loads(run("credentials", "show", "a", "--json")[0])[0]["problem"]
     settings.RELAY_CREDENTIALS_DIR = str(tmp_path)
     (tmp_path / "token").write_text(SECRET)
     run("credentials", "set", "a", "--kind", "bearer", "--file", str(tmp_path / "token"))
@@ -377,18 +379,18 @@ def test_check_names_what_does_not_open(upstream: Upstream, settings: Any) -> No
     row = Credential.put(upstream, "bearer", secrets={"secret": SECRET})
     settings.SECRET_KEY = "gone-" * 10
     out = io.StringIO()
-    with pytest.raises(CommandError, match="1 secrets do not open") as problem:
+    with pytest.raises(CommandError, match="Secrets that do not open: 1") as problem:
         call_command("secrets", "check", stdout=out)
     assert problem.value.returncode == 1
     assert f"credential.secret_sealed {row.pk} (upstream a): It was sealed with a key" in out.getvalue()
     kept = bytes(Credential.objects.get().secret_sealed)
-    assert "1 secrets do not open" in refusal("secrets", "rotate")
+    assert "Secrets that do not open: 1" in refusal("secrets", "rotate")
     assert bytes(Credential.objects.get().secret_sealed) == kept
 
 
 def test_callers_keys_of_older_roots_are_counted(rotated: Any) -> None:
     ApiKey.issue(Consumer.objects.create(name="c"))
-    assert "callers' keys" not in run("secrets", "check")[0]
+    assert "Callers' keys" not in run("secrets", "check")[0]
     rotated()
     for action in ("check", "rotate"):
-        assert "1 callers' keys hang on older keys" in run("secrets", action)[0]
+        assert "Callers' keys that hang on older keys: 1." in run("secrets", action)[0]

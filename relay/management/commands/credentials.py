@@ -165,11 +165,13 @@ def document(credential: Credential) -> dict[str, Any]:
         for field in SECRETS
         if getattr(credential, f"{field}_reference") or getattr(credential, f"{field}_sealed")
     }
+    problem = credentials.problem_of(credential)
     return {
         "kind": credential.kind,
         **shown,
         **kept,
         "state": "confirmed" if credential.is_confirmed else "unconfirmed",
+        **({"problem": problem} if problem else {}),
         "confirmed_for": credential.confirmed_for,
         "leads_to": credential.destination(),
         "set_at": timezone.localtime(credential.set_at).isoformat(timespec="seconds"),

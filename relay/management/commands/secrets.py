@@ -47,7 +47,7 @@ class Command(BaseCommand):
             )
         self._tell_of_keys()
         if failed:
-            raise CommandError(f"{failed} secrets do not open: `manage.py secrets check` says which.")
+            raise CommandError(f"Secrets that do not open: {failed}. `manage.py secrets check` says which.")
 
     def check_all(self) -> None:
         failed = 0
@@ -60,7 +60,7 @@ class Command(BaseCommand):
                 self.stdout.write(f"{column.label}: {older} sealed with an older key: run `manage.py secrets rotate`.")
         self._tell_of_keys()
         if failed:
-            raise CommandError(f"{failed} secrets do not open.")
+            raise CommandError(f"Secrets that do not open: {failed}.")
         self.stdout.write("Every secret opens.")
 
     def _tell_of_keys(self) -> None:
@@ -68,7 +68,7 @@ class Command(BaseCommand):
         count = ApiKey.objects.exclude(hash_key_id=vault.keyring().newest_id).count()
         if count:
             self.stdout.write(
-                f"{count} callers' keys hang on older keys: they stop working when those are taken out of "
+                f"Callers' keys that hang on older keys: {count}. They stop working when those are taken out of "
                 "RELAY_ENCRYPTION_KEYS, unless they are rotated (`manage.py keys rotate`) before."
             )
 
