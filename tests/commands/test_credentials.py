@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import io
 import json
 import ssl
@@ -20,7 +21,7 @@ from django.db import IntegrityError, connections, transaction
 
 from relay import vault
 from relay.checks import check_settings
-from relay.models import ApiKey, Change, Consumer, Credential, Upstream, sealed
+from relay.models import ApiKey, AuditEntry, Change, Consumer, Credential, Upstream, sealed
 from relay.models.sealed import rotate
 from tests.origin import Origin, reply, serving_context
 
@@ -271,6 +272,26 @@ def test_exports_and_dumps_hold_no_secret(upstream: Upstream) -> None:
     row.delete()
     next(iter(serializers.deserialize("json", dumped))).save()
     assert opened() == SECRET
+
+
+def test_the_audit_trail_has_each_step_by_its_command_and_no_secret(upstream: Upstream, typed: Any) -> None:
+    typed(SECRET)
+    run("credentials", "set", "a", "--kind", "bearer", "--value-from-stdin")
+    row = Credential.objects.get()
+    Upstream.objects.update(base_url="https://b.example.com")
+    run("credentials", "confirm", "a")
+    run("credentials", "remove", "a")
+    entries = AuditEntry.objects.filter(object_type="relay.credential").order_by("id")
+    assert [(entry.action, entry.source_name) for entry in entries] == [
+        ("added", "credentials set"),
+        ("changed", "credentials confirm"),
+        ("removed", "credentials remove"),
+    ]
+    assert entries[1].changes["confirmed_for"] == ["https://a.example.com", "https://b.example.com"]
+    kept = json.dumps([entry.changes for entry in entries])
+    assert SECRET not in kept
+    assert bytes(row.secret_sealed).hex() not in kept
+    assert base64.b64encode(row.secret_sealed).decode() not in kept
 
 
 @pytest_asyncio.fixture

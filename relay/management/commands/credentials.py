@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from django.core.exceptions import ValidationError
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
 from django.db import Error, transaction
 from django.utils import timezone
 from django.views.decorators.debug import sensitive_variables
 
 from relay.catalog import credentials, loader
+from relay.management.authored import AuthoredCommand
 from relay.management.commands.upstreams import _find, _sentences
 from relay.models import AuthStyle, Credential, CredentialKind, Upstream
 from relay.rules.credentials import MAX_SECRET_BYTES, SECRETS, SETTINGS
@@ -28,7 +29,7 @@ from relay.rules.credentials import MAX_SECRET_BYTES, SECRETS, SETTINGS
 _SHOWN = tuple(name for name in SETTINGS if name != "certificates")
 
 
-class Command(BaseCommand):
+class Command(AuthoredCommand):
     help = "Set, show, confirm and remove the credentials of upstreams."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
