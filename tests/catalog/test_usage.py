@@ -59,16 +59,9 @@ def test_a_batch_is_one_statement_for_all_of_its_keys_and_no_change_for_requests
     moments = {each.prefix: NOON.timestamp() + number for number, each in enumerate([key, *others])}
     with CaptureQueriesContext(connection) as queries:
         usage.write(moments | {"rk_gone": NOON.timestamp()}, {})
-    assert len([query for query in queries if query["sql"].startswith("UPDATE")]) == 1
+    assert len([query for query in queries if "UPDATE" in query["sql"]]) == 1
     assert [last_used(each) for each in [key, *others]] == [NOON + timedelta(seconds=number) for number in range(21)]
     assert Revision.objects.get().value == before
-
-
-def test_a_batch_of_more_keys_than_one_statement_takes(key: ApiKey, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(usage, "KEYS_PER_STATEMENT", 2)
-    some = [key, *(issued(f"c{number}") for number in range(4))]
-    usage.write({each.prefix: NOON.timestamp() for each in some}, {})
-    assert {last_used(each) for each in some} == {NOON}
 
 
 async def test_notes_wait_for_the_batch_and_the_end_writes_them(
