@@ -31,7 +31,7 @@ from relay.serving.request import RelayRequest
 UNKNOWN_KEYS_AT_ONCE = 20
 UNKNOWN_KEYS_PER_SECOND = 1.0
 MAX_THROTTLED_ADDRESSES = 10_000
-"""About 2 MB in each worker."""
+"""About 3 MB in each worker."""
 
 _REPORTED = (
     KeyRequired,
