@@ -12,12 +12,13 @@ class RelayConfig(AppConfig):
 
     def ready(self) -> None:
         from relay import checks  # noqa: F401 - registers the checks
-        from relay.catalog import watcher
+        from relay.catalog import jars, watcher
         from relay.models import consumers
         from relay.observing import access_log
         from relay.upstreams import client
 
-        for room in (client, access_log, watcher):
+        for room in (client, access_log, watcher, jars):
             room.connect_signals()
         consumers.follow_people()
         watcher.subscribe(client.retire_pools)
+        watcher.subscribe(jars.jars.follow)

@@ -25,6 +25,8 @@ os.environ.update(
 from config.settings import *  # noqa: E402, F403 - the environment comes first
 from config.settings import DATABASES, STATIC_ROOT, STORAGES  # noqa: E402
 
+# Tests look at either side of one server, at one name.
+SILENCED_SYSTEM_CHECKS = ["relay.W001"]
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 STORAGES["staticfiles"] = {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"}
 Path(STATIC_ROOT).mkdir()

@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 from relay.models.consumers import ApiKey, Consumer, Grant
-from relay.models.revisions import Change, ConsumerChange, Recorded, RecordingQuerySet, Revision, record_changes
+from relay.models.jars import JarCookie, empty_jar
+from relay.models.revisions import (
+    Change,
+    ConsumerChange,
+    JarChange,
+    Recorded,
+    RecordingQuerySet,
+    Revision,
+    record_changes,
+)
 from relay.models.upstreams import (
     Access,
     Action,
+    CookieMode,
     Delivery,
     HeaderRule,
     HostHeader,
@@ -22,15 +32,19 @@ __all__ = [
     "Change",
     "Consumer",
     "ConsumerChange",
+    "CookieMode",
     "Delivery",
     "Grant",
     "HeaderRule",
     "HostHeader",
+    "JarChange",
+    "JarCookie",
     "Recorded",
     "RecordingQuerySet",
     "Revision",
     "Side",
     "Upstream",
+    "empty_jar",
     "record_changes",
     "refuse_nan",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from relay.errors import KeyRequired, LoopDetected, MethodRefused
+from relay.errors import KeyRequired, LoopDetected, MethodRefused, WorkerRefused
 
 NEVER_RELAYED = frozenset({"CONNECT", "TRACE"})
 ORDINARY_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
@@ -24,6 +24,15 @@ def check_access(*, open_to_anyone: bool) -> None:
     """Raises `KeyRequired` unless the upstream is open to anyone."""
     if not open_to_anyone:
         raise KeyRequired(headers=((b"www-authenticate", b'Bearer realm="relay"'),))
+
+
+def check_worker(*, registers_worker: bool, own_host: bool) -> None:
+    """Raises `WorkerRefused` for a service worker's script, but at a host name of the upstream's own.
+
+    Such a worker would answer in the place of all upstreams, and of the admin, that share its origin.
+    """
+    if registers_worker and not own_host:
+        raise WorkerRefused
 
 
 def check_loop(via: Sequence[bytes], own_name: bytes) -> None:

@@ -1,7 +1,8 @@
 """The ASGI application: looks at the scope and hands it on. Sends the start-up and shutdown signals from the lifespan.
 
-The relay mount goes to the lean handler, decided on raw path bytes; `/healthz` and `/readyz` are answered here, without
-Django, so that they tell the truth when nothing else works; all else goes to Django's stock handler.
+The relay mount, and all of an upstream's own host, goes to the lean handler, decided on raw bytes. `/healthz` and
+`/readyz` are answered here, without Django, so that they tell the truth when nothing else works. All else goes to
+Django's stock handler.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from relay.catalog import watcher
 from relay.conf import MOUNT
 from relay.serving.asgi import Application, Receive, Scope, Send, quieten_aborts
 from relay.serving.handler import RelayHandler
-from relay.serving.hosts import is_admin_host
+from relay.serving.hosts import place_of
 from relay.signals import server_shutdown, server_startup
 
 logger = logging.getLogger("relay.serving")
@@ -52,13 +53,14 @@ class RelayApplication:
             raw_path: bytes = scope["raw_path"]
             if root := scope.get("root_path"):
                 raw_path = raw_path.removeprefix(root.encode())
-            if raw_path.startswith(self._mount):
+            place = place_of(scope["headers"], conf.current())
+            if place.slug or raw_path.startswith(self._mount):
                 await self._relay(scope, receive, send)
             elif raw_path == b"/healthz":
                 await _answer(send, 200, {"status": "alive"})
             elif raw_path == b"/readyz":
                 await _answer(send, 503 if _draining else 200, readiness())
-            elif is_admin_host(dict(scope["headers"]).get(b"host", b""), conf.current()):
+            elif place.admin:
                 await self._django(scope, receive, send)
             else:
                 await _answer(send, 421, {"status": "this host name is for relayed requests"})

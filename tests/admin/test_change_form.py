@@ -136,7 +136,7 @@ def test_the_page_shows_how_to_call_it(admin_client: Client, weather: Upstream) 
     assert "<code>http://testserver/relay/weather/</code>" in page
     assert "<code>curl http://testserver/relay/weather/</code>" in page
     assert "curl -N -H &#x27;Accept: text/event-stream&#x27; http://testserver/relay/weather/" in page
-    assert "Relay-Key" not in page
+    assert "Relay-Key: rk_" not in page
     Upstream.objects.update(access=Access.KEY)
     assert "-H &#x27;Relay-Key: rk_…&#x27;" in admin_client.get(change_url(weather)).content.decode()
 

@@ -18,7 +18,7 @@ import pytest_asyncio
 
 import config.asgi  # noqa: F401 - sets the logging up, which would throw caplog out of a test already running
 from relay import catalog
-from relay.catalog import Upstream, watcher
+from relay.catalog import Upstream, jars, watcher
 from relay.observing import access_log
 from relay.observing.access_log import Entry
 from relay.signals import server_shutdown, server_startup
@@ -34,10 +34,12 @@ LOOPBACK = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
 @pytest.fixture(autouse=True)
 def catalog_without_database() -> Iterator[None]:
     """The watcher stays out: what a test publishes is in force until the test is over."""
-    server_startup.disconnect(dispatch_uid="relay.catalog.watcher")
-    server_shutdown.disconnect(dispatch_uid="relay.catalog.watcher")
+    for room in (watcher, jars):
+        server_startup.disconnect(dispatch_uid=room.__name__)
+        server_shutdown.disconnect(dispatch_uid=room.__name__)
     yield
     watcher.connect_signals()
+    jars.connect_signals()
     catalog.publish(catalog.Snapshot())
 
 
