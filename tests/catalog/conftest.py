@@ -96,7 +96,9 @@ class PostgresDatabase:
             call_command("migrate", verbosity=0)
             self.is_migrated = True
         with connections["default"].cursor() as cursor:
-            cursor.execute("TRUNCATE relay_headerrule, relay_upstream, relay_change, relay_revision CASCADE")
+            cursor.execute(
+                "TRUNCATE relay_headerrule, relay_upstream, relay_change, relay_jarchange, relay_revision CASCADE"
+            )
             cursor.execute("INSERT INTO relay_revision (id, value) VALUES (1, 0)")
 
     @contextmanager
