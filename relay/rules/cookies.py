@@ -4,7 +4,7 @@ Law: a cookie that an upstream did not set never goes to it, and an upstream nev
 or Django, reads. An upstream `a`'s cookie `foo` is therefore given to callers as `relay.a.foo`, without Domain and with
 its Path under `/relay/a`, and only cookies so named go up to `a`, renamed back. This holds only while slugs hold no
 dot. At a host name of its own an upstream has its cookies to itself: prefix and mount are empty there, and names stay.
-Everything else of a cookie passes byte for byte (RFC 6265).
+Everything else of a cookie passes byte for byte (RFC 6265), but for Priority beside the admin.
 """
 
 from __future__ import annotations
@@ -30,13 +30,21 @@ def outgoing_cookie(values: Sequence[bytes], *, prefix: bytes) -> bytes | None:
 
 
 def relayed_set_cookie(
-    value: bytes, *, prefix: bytes, mount: bytes, base_path: bytes, host: bytes, at_root: bool = False
+    value: bytes,
+    *,
+    prefix: bytes,
+    mount: bytes,
+    base_path: bytes,
+    host: bytes,
+    at_root: bool = False,
+    beside_admin: bool = False,
 ) -> bytes | None:
     """One Set-Cookie value as the caller gets it; None for a cookie that browsers would refuse or never send back.
 
     `mount` is b"/relay/a", or empty; `base_path` has no trailing slash and may be empty; `host` is lower case, an IPv6
     literal without brackets. `at_root` says that the request was for `mount` itself: the browser's default path would
-    then be the parent of all mounts (RFC 6265 section 5.1.4).
+    then be the parent of all mounts (RFC 6265 section 5.1.4). `beside_admin` says that the admin has the same origin:
+    browsers that have too many cookies of a site throw them out by Priority, and those of the admin have to stay.
     """
     pair, *attributes = value.split(b";")
     name, equals, content = pair.partition(b"=")
@@ -56,6 +64,8 @@ def relayed_set_cookie(
             case b"path":
                 # The last one wins (section 5.3 step 7), also when it is not absolute: that is no Path (section 5.2.4).
                 path, path_at = _absolute(setting.strip(_BLANKS)), len(kept)
+            case b"priority" if beside_admin:
+                pass
             case _:
                 kept.append(attribute)
     if domain and not domain_matches(host, domain):

@@ -98,7 +98,7 @@ def response_pairs(
             jars.take(upstream, [value for name, value in pairs if name == b"set-cookie"], _path_of(target))
         pairs = [pair for pair in pairs if pair[0] != b"set-cookie"]
     if not _PLACED.isdisjoint(present):
-        pairs = _placed(upstream, pairs, mount=mount, at_root=at_root)
+        pairs = _placed(upstream, pairs, mount=mount, at_root=at_root, beside_admin=place.shares_origin)
     if upstream.cors is not None:
         pairs = cors.without_own_fields(pairs)
         pairs += upstream.cors.answer(origin)
@@ -143,7 +143,7 @@ def _place(upstream: Upstream, mount: bytes) -> location.UpstreamPlace:
     )
 
 
-def _placed(upstream: Upstream, pairs: Pairs, *, mount: bytes, at_root: bool) -> Pairs:
+def _placed(upstream: Upstream, pairs: Pairs, *, mount: bytes, at_root: bool, beside_admin: bool) -> Pairs:
     place = _place(upstream, mount)
     placed: Pairs = []
     for name, value in pairs:
@@ -155,6 +155,7 @@ def _placed(upstream: Upstream, pairs: Pairs, *, mount: bytes, at_root: bool) ->
                 base_path=upstream.base_prefix,
                 host=place.host,
                 at_root=at_root,
+                beside_admin=beside_admin,
             )
             if cookie is not None:
                 placed.append((name, cookie))

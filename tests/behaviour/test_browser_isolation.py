@@ -227,9 +227,12 @@ async def test_cookies_of_an_upstream_neither_replace_nor_drown_the_admins(
     forged = [
         b"%b=forged; Path=%b" % (name, path) for name in (b"sessionid", b"csrftoken") for path in (b"/", b"/admin/")
     ]
-    many = [b"bomb%d=%b; Path=/" % (number, b"x" * 3000) for number in range(40)]
+    # Enough for heads too large, and more than browsers keep for a site.
+    large = [b"large%d=%b; Path=/" % (number, b"x" * 3000) for number in range(20)]
+    many = [b"many%d=1; Path=/x%d; Priority=High; SameSite=None; Secure" % (number, number) for number in range(200)]
+    many += [b"more%d=1; Path=/; Priority=High; Max-Age=1000" % number for number in range(200)]
 
-    origin.on(b"/page.html", reply(200, [(b"Set-Cookie", line) for line in forged + many], b"planted"))
+    origin.on(b"/page.html", reply(200, [(b"Set-Cookie", line) for line in forged + large + many], b"planted"))
     context, admin = await signed_in(browser, served.url)
     session = await session_cookie(context)
     page = await context.new_page()
