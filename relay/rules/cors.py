@@ -81,6 +81,7 @@ def compile_policy(
         return None
     if ANY in named and allow_credentials:
         raise ValueError("any origin, with credentials")
+    headers, exposed = canonical_names(headers), canonical_names(exposed)
     wanted = _listed(methods) or sorted(upstream_methods) or ORDINARY_METHODS
     announced = [method for method in wanted if not upstream_methods or method in upstream_methods]
     preflight: list[tuple[bytes, bytes]] = [(b"access-control-allow-methods", ", ".join(announced).encode())]

@@ -7,7 +7,7 @@ from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import User
 from django.test import Client
 
-from relay.models import Access, Change, HeaderRule, Upstream
+from relay.models import Access, Change, CookieMode, HeaderRule, JarCookie, Upstream
 from tests.admin.conftest import SignIn
 from tests.admin.filled_form import filled_form
 
@@ -199,3 +199,50 @@ def test_the_history_holds_no_secrets(admin_client: Client, weather: Upstream) -
         assert "new-pass" not in text
         assert "new-secret" not in text
     assert "rule-secret" not in "".join(map(repr, HeaderRule.objects.all()))
+
+
+@pytest.fixture
+def legacy(db: None) -> Upstream:
+    """An upstream with a jar and a cookie in it."""
+    legacy = Upstream.objects.create(slug="legacy", base_url="https://legacy.example", cookie_mode=CookieMode.JAR)
+    JarCookie.objects.create(
+        upstream=legacy,
+        domain="legacy.example",
+        path="/",
+        name="sid",
+        host_only=True,
+        secure=True,
+        sealed_value=b"s3al",
+    )
+    return legacy
+
+
+def test_the_page_tells_how_many_cookies_a_jar_has_and_empties_it(admin_client: Client, legacy: Upstream) -> None:
+    page = admin_client.get(change_url(legacy)).content.decode()
+    assert "The relay keeps 1 cookie for all callers" in page
+    assert "s3al" not in page
+    url = f"/admin/relay/upstream/{legacy.pk}/empty-jar/"
+    assert f'action="{url}"' in page
+    answer = admin_client.post(url, follow=True)
+    assert "The jar of legacy is empty: 1 cookie gone." in answer.content.decode()
+    assert "The relay keeps 0 cookies" in answer.content.decode()
+    assert LogEntry.objects.get().change_message == "Emptied the cookie jar (1)."
+
+
+def test_a_jar_is_emptied_by_nothing_but_a_form_of_who_may_change_it(
+    admin_client: Client, sign_in: SignIn, legacy: Upstream
+) -> None:
+    url = f"/admin/relay/upstream/{legacy.pk}/empty-jar/"
+    assert admin_client.get(url).status_code == 405
+    reader = sign_in("view_upstream")
+    assert reader.post(url).status_code == 403
+    assert "Empty the jar" not in reader.get(change_url(legacy)).content.decode()
+    assert admin_client.post("/admin/relay/upstream/999/empty-jar/").status_code == 403
+    careful = Client(enforce_csrf_checks=True)
+    careful.cookies = admin_client.cookies
+    assert careful.post(url).status_code == 403
+    assert JarCookie.objects.count() == 1
+
+
+def test_the_page_of_an_upstream_without_a_jar_does_not_speak_of_one(admin_client: Client, weather: Upstream) -> None:
+    assert "Empty the jar" not in admin_client.get(change_url(weather)).content.decode()
