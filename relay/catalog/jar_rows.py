@@ -9,12 +9,11 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
 from django.db import DEFAULT_DB_ALIAS, close_old_connections, transaction
-from django.db.models import QuerySet
 
 from relay import vault
 from relay.models import Change, CookieMode, JarChange, JarCookie, Revision, Upstream, record_changes
@@ -62,23 +61,27 @@ def save(batch: Batch) -> None:
 
 
 def _save_one(upstream: Upstream, changes: Mapping[Key, Cookie | None]) -> None:
-    stored = JarCookie.objects.filter(upstream=upstream)
-    _remove(stored, (key for key, cookie in changes.items() if cookie is None))
-    rows = [_sealed(upstream, cookie) for cookie in changes.values() if cookie is not None]
     JarCookie.objects.bulk_create(
-        rows,
+        [_sealed(upstream, cookie) for cookie in changes.values() if cookie is not None],
         update_conflicts=True,
         unique_fields=["upstream", "domain", "path", "name"],
         update_fields=["host_only", "secure", "expires_at", "sealed_value"],
     )
+    numbers: dict[Key, int] = {}
+    kept: dict[Key, Cookie] = {}
+    gone: list[int] = []
+    for row in JarCookie.objects.filter(upstream=upstream).select_related("upstream").order_by("id"):
+        cookie = _opened(row)
+        if cookie is None:
+            continue  # another worker may have the key to it
+        if changes.get(cookie.key, cookie) is None:
+            gone.append(row.pk)
+        else:
+            numbers[cookie.key] = row.pk
+            kept[cookie.key] = cookie
     # Each worker keeps the bounds for itself; together they may be over.
-    kept = {cookie.key: cookie for row in stored.order_by("id") if (cookie := _opened(row))}
-    _remove(stored, overflow(kept, time.time()))
-
-
-def _remove(stored: QuerySet[JarCookie], keys: Iterable[Key]) -> None:
-    for domain, path, name in keys:
-        stored.filter(domain=_text(domain), path=_text(path), name=_text(name)).delete()
+    gone += [numbers[key] for key in overflow(kept, time.time())]
+    JarCookie.objects.filter(pk__in=gone).delete()
 
 
 def _sealed(upstream: Upstream, cookie: Cookie) -> JarCookie:

@@ -35,6 +35,7 @@ class Migration(migrations.Migration):
             ],
             options={
                 'ordering': ('id',),
+                'default_permissions': (),
             },
         ),
         migrations.AddField(

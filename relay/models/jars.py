@@ -25,6 +25,7 @@ class JarCookie(models.Model):
 
     class Meta:
         ordering = ("id",)
+        default_permissions = ()  # nobody edits cookies: who may change the upstream may empty its jar
         constraints = (
             models.UniqueConstraint(fields=("upstream", "domain", "path", "name"), name="relay_jar_cookie_once"),
         )

@@ -14,7 +14,7 @@ from relay.catalog.jars import Jars
 from relay.models import CookieMode, JarCookie, Revision, empty_jar
 from relay.models import Upstream as UpstreamRow
 from relay.rules import jar
-from tests.behaviour.conftest import until
+from tests.behaviour.conftest import until as until_so
 from tests.catalog.conftest import Database
 
 Commit = Callable[..., Any]
@@ -62,6 +62,11 @@ async def other(wiki: Upstream) -> AsyncIterator[Jars]:
     """The jars of another worker."""
     async with started() as other:
         yield other
+
+
+async def until(true: Callable[[], object]) -> None:
+    """Threads and databases take their time on a busy machine."""
+    await until_so(true, within=20.0)
 
 
 class started:  # noqa: N801 - reads as a verb
