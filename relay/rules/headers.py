@@ -250,14 +250,18 @@ _KNOWN_NAMES = frozenset(
 """Common names that need no look at their bytes."""
 
 
-def isolate(pairs: Pairs) -> Pairs:
-    """An answer's pairs with what keeps a browser from running it as the origin that it came from.
+def isolate(pairs: Pairs, *, names: set[bytes]) -> Pairs:
+    """An answer's pairs with what keeps a browser from running it as the origin that it came from. `names` has theirs.
 
     A policy of the upstream's own stays beside ours: browsers keep to both (CSP Level 3, section 8.1).
     """
-    kept = [pair for pair in pairs if pair[0] != b"x-content-type-options"]
-    kept += ((b"x-content-type-options", b"nosniff"), (b"content-security-policy", SANDBOX))
-    return kept
+    if b"x-content-type-options" in names:
+        pairs = [pair for pair in pairs if pair[0] != b"x-content-type-options"]
+    pairs += _ISOLATING
+    return pairs
+
+
+_ISOLATING = ((b"x-content-type-options", b"nosniff"), (b"content-security-policy", SANDBOX))
 
 
 def apply_changes(pairs: Pairs, *, removed: frozenset[bytes], appended: Sequence[tuple[bytes, bytes]]) -> Pairs:

@@ -108,7 +108,7 @@ def response_pairs(
     if b"x-request-id" not in present:
         pairs.append((b"x-request-id", request_id))
     if place.shares_origin:
-        pairs = headers.isolate(pairs)
+        pairs = headers.isolate(pairs, names=present)
     elif mount and upstream.max_buffered_bytes is None and b"x-content-type-options" not in present:
         pairs.append((b"x-content-type-options", b"nosniff"))
     changes = upstream.response_changes
