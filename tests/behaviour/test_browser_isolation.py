@@ -17,10 +17,12 @@ from playwright.async_api import Browser, BrowserContext, Page, async_playwright
 from tests.origin import Origin, Received, reply
 from tests.serving_ground import ServedProcess
 
-pytestmark = pytest.mark.timeout(180)  # a browser and a server each, on machines that do other things too
+pytestmark = pytest.mark.timeout(400)  # a browser and a server each, on machines that do other things too
 
 PASSWORD = "a-password-for-the-victim"
-EFFECT_SECONDS = 10.0
+EFFECT_SECONDS = 20.0
+START_SECONDS = 90.0
+PATIENCE_MS = 30_000
 
 SCRIPT = b"document.documentElement.setAttribute('data-ran', self.origin)"
 XHTML = b'<html xmlns="http://www.w3.org/1999/xhtml"><body><script>%b</script></body></html>' % SCRIPT
@@ -113,14 +115,24 @@ async def served(origin: Origin) -> AsyncIterator[ServedProcess]:
     for path, (kind, body) in HOSTILE.items():
         origin.on(path, reply(200, [(b"Content-Type", kind)], body))
     origin.on(b"/worker.js", reply(200, [(b"Content-Type", b"text/javascript"), (b"Service-Worker-Allowed", b"/")]))
-    async with ServedProcess(environment={"DJANGO_SUPERUSER_PASSWORD": PASSWORD}) as served:
+    async with ServedProcess(
+        environment={"DJANGO_SUPERUSER_PASSWORD": PASSWORD}, start_seconds=START_SECONDS
+    ) as served:
         await register(served, origin)
         yield served
 
 
 async def register(served: ServedProcess, origin: Origin) -> None:
     added = await served.manage(
-        "upstreams", "add", "evil", origin.url, "--access", "anyone", "--allow-network", "127.0.0.0/8"
+        "upstreams",
+        "add",
+        "evil",
+        origin.url,
+        "--access",
+        "anyone",
+        "--allow-network",
+        "127.0.0.0/8",
+        within=START_SECONDS,
     )
     assert added.code == 0, added.err
 
@@ -133,7 +145,7 @@ async def signed_in(browser: Browser, url: str) -> tuple[BrowserContext, Page]:
     await page.get_by_label("Username").fill("admin")
     await page.get_by_label("Password").fill(PASSWORD)
     await page.get_by_role("button", name="Log in").click()
-    await expect(page.get_by_role("heading", name="What to do here")).to_be_visible()
+    await expect(page.get_by_role("heading", name="What to do here")).to_be_visible(timeout=PATIENCE_MS)
     return context, page
 
 
@@ -141,7 +153,7 @@ async def is_still_signed_in(page: Page) -> None:
     response = await page.reload()
     assert response is not None
     assert response.status == 200
-    await expect(page.get_by_role("heading", name="What to do here")).to_be_visible()
+    await expect(page.get_by_role("heading", name="What to do here")).to_be_visible(timeout=PATIENCE_MS)
 
 
 async def opened(context: BrowserContext, url: str, *, origin: str) -> Page:
@@ -273,14 +285,14 @@ async def test_a_site_at_a_host_name_of_its_own_works_and_still_does_not_reach_t
         "RELAY_HOSTS": "<slug>.relay.localhost",
         "RELAY_ADMIN_HOSTS": "admin.localhost",
     }
-    async with ServedProcess(environment=environment) as served:
+    async with ServedProcess(environment=environment, start_seconds=START_SECONDS) as served:
         await register(served, origin)
         admin_url, site = (f"http://{host}:{served.port}" for host in ("admin.localhost", "evil.relay.localhost"))
         context, admin = await signed_in(browser, admin_url)
         session = await session_cookie(context)
         page = await context.new_page()
         await expect_status(page, f"{site}/", 200)
-        await expect(page.locator("#said")).to_have_text(f"data {site} seen=1; choice=dark")
+        await expect(page.locator("#said")).to_have_text(f"data {site} seen=1; choice=dark", timeout=PATIENCE_MS)
         assert await page.evaluate("getComputedStyle(document.body).color") == "rgb(1, 2, 3)"
         assert (await request_for(origin, b"/api/data")).values(b"cookie") == [b"seen=1; choice=dark"]
         assert await page.evaluate(REGISTER, ["/worker.js", "/"]) == "registered"

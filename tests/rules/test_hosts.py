@@ -120,6 +120,11 @@ def test_admin_and_relay_never_share_a_name_once_either_has_its_own(front: str, 
         assert place.slug == place.slug.lower()
 
 
+def test_where_an_upstream_or_the_mount_is_requests_are_relayed() -> None:
+    check_relay(Place(relay=True))
+    check_relay(Place(slug=b"wiki"))
+
+
 def test_whether_they_share_an_origin_is_known_from_the_settings() -> None:
     assert TOGETHER.one_origin
     apart = (RELAY_APART, ADMIN_APART, APART, Hosts(allowed=ALLOWED, relay=("<slug>.relay.example",)))

@@ -180,6 +180,13 @@ def test_a_jar_keeps_its_bounds_and_its_newest(drawn: list[tuple[bytes, int, boo
     assert kept == live[len(live) - len(kept) :]
 
 
+@pytest.mark.parametrize(("count", "size", "kept"), [(70, 1, jar.MOST_COOKIES), (20, 4000, 8), (8, 4000, 8), (0, 0, 0)])
+def test_the_oldest_go_first(count: int, size: int, kept: int) -> None:
+    cookies = [replace(PLAIN, name=b"%03d" % number, value=b"x" * size) for number in range(count)]
+    removed = overflow({cookie.key: cookie for cookie in cookies}, NOW)
+    assert removed == [cookie.key for cookie in cookies[: count - kept]]
+
+
 @pytest.mark.parametrize(
     ("stored", "news"),
     [
