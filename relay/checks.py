@@ -74,14 +74,14 @@ def _check_hosts(settings: conf.Conf) -> list[checks.CheckMessage]:
         try:
             check_entry(entry)
         except ValueError as problem:
-            found.append(checks.Error(f"RELAY_HOSTS: {problem}.", id="relay.E007"))
+            found.append(checks.Error(f"RELAY_HOSTS: {problem}.", id="relay.E008"))
     hosts = Hosts(allowed=settings.allowed_hosts, relay=settings.relay_hosts, admin=settings.admin_hosts)
     if both := hosts.answered_by_both():
         found.append(
             checks.Error(
                 f"RELAY_HOSTS and RELAY_ADMIN_HOSTS both have {', '.join(both)}.",
                 hint="Leave each name in one of them: the admin does not answer where the relay does.",
-                id="relay.E008",
+                id="relay.E009",
             )
         )
     return found

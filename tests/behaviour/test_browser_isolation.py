@@ -227,7 +227,7 @@ async def session_cookie(context: BrowserContext) -> str:
     found = [
         cookie["value"]
         for cookie in await context.cookies()
-        if "sessionid" in cookie["name"] and not cookie["name"].startswith("relay.")
+        if "session" in cookie["name"] and not cookie["name"].startswith("relay.")
     ]
     assert len(found) == 1, "the admin's session is gone, or another was planted"
     return found[0]

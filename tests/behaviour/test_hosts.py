@@ -253,8 +253,8 @@ def test_the_admin_names_the_relays_own_host(
         ([], [], ["relay.W001"]),
         (["relay.test"], [], []),
         ([], ["admin.test"], []),
-        (["relay.test:80", "<slug>."], ["admin.test"], ["relay.E007", "relay.E007"]),
-        (["a.test"], ["a.test"], ["relay.E008"]),
+        (["relay.test:80", "<slug>."], ["admin.test"], ["relay.E008", "relay.E008"]),
+        (["a.test"], ["a.test"], ["relay.E009"]),
     ],
 )
 def test_the_system_check_tells_what_is_wrong_with_the_names(

@@ -222,5 +222,5 @@ def test_what_the_checks_warn_of_is_a_line_each(prepared: Path) -> None:
     assert run("check", "--fail-level", "WARNING", env=env | {"RELAY_ADMIN_HOSTS": "admin.example"}).returncode == 0
     with override_settings(SILENCED_SYSTEM_CHECKS=[]):
         assert [message.id for message in serve.Command().pass_checks()] == ["relay.W001"]
-    with override_settings(RELAY_HOSTS=["https://a.example"]), pytest.raises(SystemCheckError, match=r"relay\.E007"):
+    with override_settings(RELAY_HOSTS=["https://a.example"]), pytest.raises(SystemCheckError, match=r"relay\.E008"):
         serve.Command().pass_checks()
