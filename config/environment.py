@@ -23,7 +23,7 @@ from django.core.exceptions import ImproperlyConfigured
 from environs import Env, EnvValidationError, ValidationError
 
 from config import secret_key
-from relay.rules import addresses
+from relay.rules import addresses, hosts
 
 CODE_ROOT = Path(__file__).resolve().parent.parent
 IS_CHECKOUT = (CODE_ROOT / "manage.py").is_file()
@@ -172,6 +172,12 @@ def _hosts(text: str) -> tuple[str, ...]:
     return _words(text)
 
 
+def _relay_hosts(text: str) -> tuple[str, ...]:
+    for word in _words(text):
+        hosts.check_entry(word)
+    return _words(text)
+
+
 def _origins(text: str) -> tuple[str, ...]:
     for word in _words(text):
         parts = urlsplit(word)
@@ -317,12 +323,24 @@ VARIABLES: tuple[Variable, ...] = (
         parse=_hosts,
     ),
     Variable(
+        name="RELAY_HOSTS",
+        default="",
+        expects="whole host names, and patterns like `<slug>.relay.example.org` (or `*.relay.example.org`)",
+        help=(
+            "The names at which relayed requests are answered and the admin never is. A pattern gives each upstream a "
+            "host, and so an origin, of its own: all of `wiki.relay.example.org` is the upstream `wiki`. Empty: "
+            "relayed requests are answered at all of ALLOWED_HOSTS but RELAY_ADMIN_HOSTS."
+        ),
+        parse=_relay_hosts,
+    ),
+    Variable(
         name="RELAY_ADMIN_HOSTS",
         default="",
         expects="host names as in ALLOWED_HOSTS",
         help=(
-            "The names at which the admin answers and relayed requests do not. Empty: both answer at all of "
-            "ALLOWED_HOSTS, and browsers see one origin."
+            "The names at which the admin is answered and relayed requests never are. Empty: the admin is answered at "
+            "all of ALLOWED_HOSTS but RELAY_HOSTS. With both empty, relayed pages and the admin are one origin for "
+            "browsers."
         ),
         parse=_hosts,
     ),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
+from http.cookies import Morsel
 
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse
@@ -47,6 +48,31 @@ def bound_what_pages_load(get_response: Respond) -> Respond:
         response = get_response(request)
         if not (settings.DEBUG and response.status_code in {404, 500}):
             response.headers.setdefault("Content-Security-Policy", CONTENT_SECURITY_POLICY)
+        return response
+
+    return respond
+
+
+class KeptCookie(Morsel[str]):
+    """A cookie that browsers throw out last. They keep some 180 for a site, and relayed pages may set any number;
+    `relay.rules.cookies` lets none of those have this priority."""
+
+    def OutputString(self, attrs: Container[str] | None = None) -> str:  # noqa: N802 - the library's name
+        return f"{super().OutputString(attrs)}; Priority=High"
+
+
+def keep_own_cookies(get_response: Respond) -> Respond:
+    """Have browsers keep the session, whatever an upstream does to their store of cookies. Chromium knows how."""
+
+    def respond(request: HttpRequest) -> HttpResponse:
+        response = get_response(request)
+        for name in (settings.SESSION_COOKIE_NAME, settings.CSRF_COOKIE_NAME):
+            cookie = response.cookies.get(name)
+            if cookie is not None:
+                kept = KeptCookie()
+                kept.set(cookie.key, cookie.value, cookie.coded_value)
+                kept.update(cookie)
+                response.cookies[name] = kept
         return response
 
     return respond

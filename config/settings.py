@@ -15,6 +15,7 @@ from django.templatetags.static import static
 from django.urls import reverse_lazy
 
 from config import environment
+from relay.rules.hosts import upstream_suffix
 
 _env = environment.read()
 
@@ -22,8 +23,14 @@ BASE_DIR = environment.CODE_ROOT
 DEBUG: bool = _env["DEBUG"]
 SECRET_KEY: str = _env["SECRET_KEY"]
 SECRET_KEY_FALLBACKS: list[str] = list(_env["SECRET_KEY_FALLBACKS"])
+RELAY_HOSTS: tuple[str, ...] = _env["RELAY_HOSTS"]
 RELAY_ADMIN_HOSTS: tuple[str, ...] = _env["RELAY_ADMIN_HOSTS"]
-ALLOWED_HOSTS: list[str] = [*_env["ALLOWED_HOSTS"], *RELAY_ADMIN_HOSTS]
+# The hosts of upstreams are left out: Django's own pages never answer there.
+ALLOWED_HOSTS: list[str] = [
+    *_env["ALLOWED_HOSTS"],
+    *(host for host in RELAY_HOSTS if not upstream_suffix(host)),
+    *RELAY_ADMIN_HOSTS,
+]
 CSRF_TRUSTED_ORIGINS: list[str] = list(_env["CSRF_TRUSTED_ORIGINS"])
 
 INSTALLED_APPS = [
@@ -43,6 +50,7 @@ INSTALLED_APPS = [
 
 MIDDLEWARE = [
     "config.middleware.believe_trusted_proxies_only",
+    "config.middleware.keep_own_cookies",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "config.middleware.bound_what_pages_load",

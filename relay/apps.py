@@ -12,14 +12,14 @@ class RelayConfig(AppConfig):
 
     def ready(self) -> None:
         from relay import checks  # noqa: F401 - registers the checks
-        from relay.catalog import usage, watcher
+        from relay.catalog import jars, usage, watcher
         from relay.models import consumers, people
         from relay.observing import access_log
         from relay.observing import metrics as metrics_room
         from relay.serving import underway
         from relay.upstreams import client, exchange
 
-        for room in (client, access_log, usage, watcher, metrics_room):
+        for room in (client, access_log, usage, watcher, jars, metrics_room):
             room.connect_signals()
         for reading in (client.read, exchange.read, watcher.read, access_log.log.read):
             metrics_room.metrics.read_from(reading)
@@ -27,3 +27,4 @@ class RelayConfig(AppConfig):
         people.follow()
         watcher.subscribe(client.retire_pools)
         watcher.subscribe(underway.judge_again)
+        watcher.subscribe(jars.jars.follow)

@@ -14,6 +14,13 @@ from django.utils.module_loading import import_string
 
 from relay import conf
 from relay.rules.addresses import parse_networks
+from relay.rules.hosts import Hosts, check_entry
+
+ONE_ORIGIN = "Relayed pages and the admin share an origin: browsers let the one act as the other."
+ONE_ORIGIN_HINT = (
+    "Give either host names of its own: RELAY_HOSTS, such as relay.example.org and <slug>.relay.example.org, or "
+    "RELAY_ADMIN_HOSTS. Until then relayed pages are sandboxed (docs/security.md)."
+)
 
 
 @checks.register("relay")
@@ -60,6 +67,7 @@ def check_settings(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[ch
                     id="relay.E007",
                 )
             )
+    found += _check_hosts(settings)
     try:
         import_string(settings.transport)
     except ImportError as problem:
@@ -79,3 +87,29 @@ def _private_paths() -> list[Path]:
     names = [database.get("NAME") for database in django_settings.DATABASES.values()]
     files = [Path(name) for name in names if isinstance(name, str | Path) and Path(name).is_absolute()]
     return [*([Path(data_dir)] if data_dir else []), *files]
+
+
+def _check_hosts(settings: conf.Conf) -> list[checks.CheckMessage]:
+    found: list[checks.CheckMessage] = []
+    for entry in settings.relay_hosts:
+        try:
+            check_entry(entry)
+        except ValueError as problem:
+            found.append(checks.Error(f"RELAY_HOSTS: {problem}.", id="relay.E009"))
+    hosts = Hosts(allowed=settings.allowed_hosts, relay=settings.relay_hosts, admin=settings.admin_hosts)
+    if both := hosts.answered_by_both():
+        found.append(
+            checks.Error(
+                f"RELAY_HOSTS and RELAY_ADMIN_HOSTS both have {', '.join(both)}.",
+                hint="Leave each name in one of them: the admin does not answer where the relay does.",
+                id="relay.E009",
+            )
+        )
+    return found
+
+
+@checks.register("relay")
+def check_origins(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[checks.CheckMessage]:
+    settings = conf.current()
+    hosts = Hosts(allowed=settings.allowed_hosts, relay=settings.relay_hosts, admin=settings.admin_hosts)
+    return [checks.Warning(ONE_ORIGIN, hint=ONE_ORIGIN_HINT, id="relay.W001")] if hosts.one_origin else []

@@ -28,8 +28,11 @@ class Conf:
     trusted_proxies: tuple[str, ...]
     """CIDRs of the proxies in front whose forwarding headers and request ids are believed."""
     allowed_hosts: tuple[str, ...]
+    relay_hosts: tuple[str, ...]
+    """The names that are the relay's alone, and patterns such as `<slug>.relay.example.org` that map hosts to
+    upstreams. Empty: it answers at all of `allowed_hosts` that are not the admin's."""
     admin_hosts: tuple[str, ...]
-    """Those of `allowed_hosts` that are the admin's alone. Empty: admin and relay answer at all of them."""
+    """The names that are the admin's alone. Empty: it answers at all of `allowed_hosts` that are not the relay's."""
     max_header_bytes: int
     """Bound of a request's header names and values, added up."""
     access_log: str
@@ -62,6 +65,7 @@ def current() -> Conf:
         middleware=tuple(getattr(settings, "RELAY_MIDDLEWARE", ())),
         trusted_proxies=tuple(getattr(settings, "RELAY_TRUSTED_PROXIES", ())),
         allowed_hosts=tuple(settings.ALLOWED_HOSTS),
+        relay_hosts=tuple(getattr(settings, "RELAY_HOSTS", ())),
         admin_hosts=tuple(getattr(settings, "RELAY_ADMIN_HOSTS", ())),
         max_header_bytes=getattr(settings, "RELAY_MAX_HEADER_BYTES", DEFAULT_MAX_HEADER_BYTES),
         access_log=getattr(settings, "RELAY_ACCESS_LOG", "stdout"),

@@ -114,11 +114,19 @@ class SignatureExpired(SignatureRefused):
     advice = "Ask whoever gave you the URL for a new one."
 
 
+class WorkerRefused(RelayError):
+    status = 403
+    type = "service-worker-refused"
+    title = "Service workers are not relayed here"
+    advice = "Do without the worker, or ask an admin for a host name of this upstream's own (RELAY_HOSTS)."
+    proxy_status = "http_request_denied"
+
+
 class UpstreamUnknown(RelayError):
     status = 404
     type = "upstream-unknown"
     title = "No upstream is live under this name"
-    advice = "Check the name after /relay/, or ask an admin to register or enable it."
+    advice = "Check the name in the URL, or ask an admin to register or enable it."
     proxy_status = "destination_not_found"
 
 
@@ -150,7 +158,7 @@ class HostRefused(RelayError):
     status = 421
     type = "wrong-host"
     title = "The relay does not answer for this host name"
-    advice = "Call the relay by a name its operator lists in ALLOWED_HOSTS."
+    advice = "Call the relay by a name its operator lists in RELAY_HOSTS or ALLOWED_HOSTS."
     proxy_status = "http_request_denied"
 
 

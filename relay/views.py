@@ -15,9 +15,9 @@ from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from relay import catalog, conf, errors
 from relay.conf import MOUNT
 from relay.rules import access, forwarding, headers, paths, signing
-from relay.serving import gate, heads
+from relay.rules.hosts import check_relay
+from relay.serving import gate, heads, hosts
 from relay.serving.asgi import EARLY_HINT, SENT_TARGET, TRAILERS
-from relay.serving.hosts import check_relay_host
 from relay.serving.problems import problem_response
 from relay.serving.request import RelayRequest
 from relay.serving.responses import RelayResponse
@@ -41,6 +41,7 @@ async def relay(request: HttpRequest) -> HttpResponseBase:
             error,
             request_id=entry.request_id,
             accept=accept_of(relayed),
+            cors_lines=relayed.cors_lines,
         )
 
 
@@ -51,7 +52,11 @@ async def _carry(request: RelayRequest) -> RelayResponse:
     method = entry.method
 
     root = scope.get("root_path", "").encode()
-    slug, rest = paths.split_relay_path(scope["raw_path"], mount_length=len(root) + len(MOUNT))
+    place = hosts.place_of(scope["headers"], settings)
+    if place.slug:
+        slug, rest = place.slug, scope["raw_path"].removeprefix(root)
+    else:
+        slug, rest = paths.split_relay_path(scope["raw_path"], mount_length=len(root) + len(MOUNT))
     entry.path = rest
     peer = scope["client"][0] if scope.get("client") else None
     trusted = _trusted_proxies(settings.trusted_proxies).trusts(peer)
@@ -63,18 +68,26 @@ async def _carry(request: RelayRequest) -> RelayResponse:
         entry.client = forwarding.client_address(
             peer, _trusted_proxies(settings.trusted_proxies), fields.forwarding.get(b"x-forwarded-for", ())
         )
-    check_relay_host(fields.host, settings)
+    check_relay(place)
     snapshot = catalog.current()
     upstream = snapshot.find(slug)
     if upstream is None:
         raise errors.UpstreamUnknown
     entry.slug = upstream.slug
     own_name = settings.via.encode()
+    if upstream.cors is not None:
+        request.cors_lines = upstream.cors.answer(fields.origin)
     access.check_loop(fields.via, own_name)
+    if upstream.cors is not None and fields.asks_leave and fields.origin is not None and method == "OPTIONS":
+        # Browsers ask without key or cookies (WHATWG Fetch, section 4.8), and send what they ask for only after this.
+        return RelayResponse(204, heads.preflight_pairs(upstream.cors, fields, request_id=entry.request_id))
+    access.check_worker(registers_worker=fields.registers_worker, own_host=bool(place.slug))
     extensions = scope.get("extensions") or {}
     sent = extensions.get(SENT_TARGET)
     query, signature = signing.split(paths.query_of(scope["query_string"], sent_target=sent and sent["target"]))
     gate.admit(request, upstream, fields, path=rest, query=query, signature=signature, roster=snapshot.roster)
+    if place.slug:
+        paths.check_own_host(rest, sent_target=sent and sent["target"])
     if upstream.max_request_bytes is not None and (fields.content_length or 0) > upstream.max_request_bytes:
         raise errors.RequestTooLarge(f"{fields.content_length} bytes announced")
 
@@ -83,13 +96,15 @@ async def _carry(request: RelayRequest) -> RelayResponse:
         request.limit_seconds(upstream.total_timeout_seconds, errors.TotalTimedOut())
     if not (fields.expects_continue and fields.has_body):
         request.inbound.open()
-    mount = root + upstream.mount if root else upstream.mount
+    mount = b"" if place.slug else root + upstream.mount
+    target = heads.request_target(upstream, rest, query)
     offers_trailers = TRAILERS in extensions
     status, raw = await exchange.open(
-        target=heads.request_target(upstream, rest, query),
+        target=target,
         pairs=heads.request_pairs(
             upstream,
             fields,
+            target=target,
             mount=mount,
             peer=peer,
             peer_is_trusted=trusted,
@@ -104,9 +119,12 @@ async def _carry(request: RelayRequest) -> RelayResponse:
     entry.head_at = time.perf_counter()
     pairs = heads.response_pairs(
         upstream,
-        headers.read_response(raw, status=status),
+        headers.read_response(raw, status=status, own_host=bool(place.slug)),
+        place=place,
+        target=target,
         mount=mount,
         at_root=not rest,
+        origin=fields.origin,
         request_id=entry.request_id,
         own_name=own_name,
         is_signed=signature is not None,

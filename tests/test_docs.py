@@ -151,6 +151,7 @@ REGIONS: dict[tuple[str, str], Callable[[], str]] = {
     ("headers.md", "hop-by-hop"): lambda: names_list(headers.HOP_BY_HOP),
     ("headers.md", "forwarding"): lambda: names_list(headers.FORWARDING),
     ("headers.md", "origin-wide"): lambda: names_list(headers.ORIGIN_WIDE),
+    ("headers.md", "beyond-host"): lambda: names_list(headers.BEYOND_HOST),
     ("headers.md", "file-orders"): lambda: names_list(headers.FILE_ORDERS),
     ("headers.md", "fixed"): lambda: names_list(headers.FIXED_NAMES),
     **{("commands.md", name): lambda name=name: command_reference(name) for name in OWN_COMMANDS},  # type: ignore[misc]  # the name is bound now

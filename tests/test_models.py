@@ -9,8 +9,9 @@ import pytest
 import trustme
 from django.core.exceptions import ValidationError
 from django.db import DataError, IntegrityError, transaction
+from django.db.models import F
 
-from relay.models import Change, HeaderRule, Revision, Upstream
+from relay.models import Change, HeaderRule, JarCookie, Revision, Upstream, empty_jar
 
 pytestmark = pytest.mark.django_db
 
@@ -53,6 +54,14 @@ WRONG = [
     ("access", "everyone"),
     ("delivery", "slowly"),
     ("host_header", "mine"),
+    ("cookie_mode", "share"),
+    ("cors_allowed_origins", "app.example.com"),
+    ("cors_allowed_origins", "null"),
+    ("cors_allowed_methods", "GET, TRACE"),
+    ("cors_allowed_headers", "X-A: 1"),
+    ("cors_exposed_headers", "X A;"),
+    ("cors_max_age_seconds", 86_401),
+    ("cors_max_age_seconds", -1),
     ("allowed_methods", "GET, TRACE"),
     ("allowed_methods", "G=T"),
     ("allowed_methods", "A" * 65),
@@ -230,3 +239,31 @@ def test_revision_and_change_read_well() -> None:
     saved()
     assert str(Revision.objects.get()) == "1"
     assert str(Change.objects.get()) == "a at 1"
+
+
+def test_any_origin_with_credentials_is_refused_with_what_to_do() -> None:
+    for fields in (
+        {"cors_allowed_origins": " * "},
+        {"cors_allowed_origins": "https://a.example", "cors_exposed_headers": "*"},
+    ):
+        with pytest.raises(ValidationError) as refused:
+            upstream(cors_allow_credentials=True, **fields).full_clean()
+        assert "name the origins" in refused.value.message_dict["cors_allow_credentials"][0]
+    row = saved(cors_allowed_origins="*")
+    with pytest.raises(IntegrityError), transaction.atomic():
+        Upstream.objects.filter(pk=row.pk).update(cors_allow_credentials=F("enabled"))
+    assert (
+        saved(slug="b", cors_allowed_origins="HTTPS://A.example:443/".rstrip("/")).cors_allowed_origins
+        == "https://a.example"
+    )
+
+
+def test_emptying_a_jar_is_no_change_of_the_upstream() -> None:
+    row = saved(cookie_mode="jar")
+    JarCookie.objects.create(
+        upstream=row, domain="a.example.com", path="/", name="a", host_only=True, secure=False, sealed_value=b"x"
+    )
+    before = Revision.objects.get(pk=1).value
+    assert recorded(lambda: empty_jar(row)) == set()
+    assert Revision.objects.get(pk=1).value > before
+    assert not JarCookie.objects.exists()

@@ -45,10 +45,18 @@ class UpstreamForm(_UpstreamForm):
             "max_connections": "Connections",
             "keepalive_seconds": "Keep unused connections (seconds)",
             "max_buffered_bytes": "Buffer (bytes)",
+            "cookie_mode": "Cookies",
+            "cors_allowed_origins": "Allowed origins",
+            "cors_allowed_methods": "Allowed methods",
+            "cors_allowed_headers": "Allowed headers",
+            "cors_exposed_headers": "Readable headers",
+            "cors_allow_credentials": "Allow credentials",
+            "cors_max_age_seconds": "Preflights count for (seconds)",
         }
         field_classes: ClassVar[dict[str, type[forms.Field]]] = {
             "description": LinesField,
             "allowed_networks": LinesField,
+            "cors_allowed_origins": LinesField,
             "ca_bundle": LinesField,
         }
         widgets: ClassVar[dict[str, forms.Widget]] = {
@@ -56,6 +64,10 @@ class UpstreamForm(_UpstreamForm):
             "base_url": UnfoldAdminTextInputWidget(_exact(placeholder="https://api.example.com/v1", inputmode="url")),
             "description": UnfoldAdminTextareaWidget({"rows": 3}),
             "allowed_methods": UnfoldAdminTextInputWidget(_exact()),
+            "cors_allowed_origins": UnfoldAdminTextareaWidget(_exact(rows=3, placeholder="https://app.example.com")),
+            "cors_allowed_methods": UnfoldAdminTextInputWidget(_exact()),
+            "cors_allowed_headers": UnfoldAdminTextInputWidget(_exact()),
+            "cors_exposed_headers": UnfoldAdminTextInputWidget(_exact()),
             "allowed_networks": UnfoldAdminTextareaWidget(_exact(rows=3, placeholder="10.20.0.0/16")),
             "ca_bundle": UnfoldAdminTextareaWidget(_exact(rows=8, cols=64, placeholder="-----BEGIN CERTIFICATE-----")),
             "outbound_proxy": UnfoldAdminTextInputWidget(_exact(inputmode="url")),

@@ -10,6 +10,7 @@ from django.http import HttpRequest
 
 from relay.admin import documentation
 from relay.models import Access, Upstream
+from relay.serving.hosts import names
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ def dashboard(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
         "title": "Overview",
         "figures": figures() if sees else [],
         "may_register": user.has_perms(("relay.add_upstream", "relay.point_upstream")),
+        "one_origin": sees and names().one_origin,
         "documentation": documentation.pages(),
     }
 

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 from django.contrib import admin, messages
 from django.contrib.admin.models import CHANGE, LogEntry
 from django.contrib.auth.models import User
+from django.core.exceptions import PermissionDenied
 from django.db import transaction
 from django.db.models import F, QuerySet, Value
 from django.db.models.functions import Coalesce, NullIf
 from django.forms import BaseInlineFormSet, ModelForm
-from django.http import Http404, HttpRequest, HttpResponse
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseNotAllowed, HttpResponseRedirect
 from django.template.loader import render_to_string
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
@@ -27,13 +28,14 @@ from django.utils.text import capfirst
 from unfold.admin import TabularInline
 from unfold.decorators import display
 
-from relay import conf
 from relay.admin import credentials, documentation
 from relay.admin.examples import curl_examples
 from relay.admin.forms import HeaderRuleForm, UpstreamForm
 from relay.admin.trails import TrailedAdmin
-from relay.models import Access, HeaderRule, Upstream, usage
+from relay.models import Access, CookieMode, HeaderRule, JarCookie, Upstream, empty_jar, usage
 from relay.models.upstreams import POINTING_FIELDS
+from relay.rules.hosts import Hosts
+from relay.serving.hosts import names
 
 if TYPE_CHECKING:  # unfold has no types
     _ModelAdmin = admin.ModelAdmin[Upstream]
@@ -58,15 +60,24 @@ def hide_userinfo(contents: str) -> str:
 
 
 def relay_url(request: HttpRequest, upstream: Upstream) -> str:
-    """The URL callers use: at the host name the admin was reached by, or at the relay's where that is another."""
-    path = reverse("relay:upstream", args=(upstream.slug,))
-    settings = conf.current()
-    if settings.admin_hosts:
-        for host in settings.allowed_hosts:
-            if host not in settings.admin_hosts and not host.startswith((".", "*")):
-                _, colon, port = request.get_host().rpartition("]")[2].partition(":")
-                return f"{request.scheme}://{host}{colon}{port}{path}"
-    return request.build_absolute_uri(path)
+    """The URL callers use: at a host name of the upstream's own, at one of the relay's, or at the one the admin was
+    reached by; the first there is."""
+    host, path = relay_place(upstream.slug, names())
+    if not host:
+        return request.build_absolute_uri(path)
+    _, colon, port = request.get_host().rpartition("]")[2].partition(":")
+    return f"{request.scheme}://{host}{colon}{port}{path}"
+
+
+def relay_place(slug: str, hosts: Hosts) -> tuple[str, str]:
+    """(host name, path) at which callers find an upstream; no host where any will do."""
+    if hosts.suffixes:
+        return f"{slug}{hosts.suffixes[0]}", "/"
+    return hosts.relay_name(), reverse("relay:upstream", args=(slug,))
+
+
+def _cookies(count: int) -> str:
+    return f"{count} cookie{'' if count == 1 else 's'}"
 
 
 class HeaderRuleInline(_TabularInline):
@@ -82,13 +93,27 @@ class UpstreamAdmin(_ModelAdmin):
     form = UpstreamForm
     inlines = (HeaderRuleInline,)
     save_as = True
-    radio_fields = dict.fromkeys(("access", "delivery", "host_header"), admin.VERTICAL)
+    radio_fields = dict.fromkeys(("access", "delivery", "host_header", "cookie_mode"), admin.VERTICAL)
     readonly_fields = ("created_at", "created_by", "changed_at", "changed_by")
     readonly_preprocess_fields: ClassVar[dict[str, Callable[[str], str]]] = {"outbound_proxy": hide_userinfo}
     fieldsets = (
         ("What and where", {"fields": ("slug", "name", "description", "base_url")}),
         ("Who may call", {"fields": ("enabled", "access", "allowed_methods", "report_only")}),
         ("Delivery", {"fields": ("delivery", "max_buffered_bytes", "host_header")}),
+        ("Cookies", {"fields": ("cookie_mode",)}),
+        (
+            "Scripts of other origins (CORS)",
+            {
+                "fields": (
+                    "cors_allowed_origins",
+                    "cors_allowed_methods",
+                    "cors_allowed_headers",
+                    "cors_exposed_headers",
+                    "cors_allow_credentials",
+                    "cors_max_age_seconds",
+                )
+            },
+        ),
         (
             "Time-outs",
             {
@@ -139,7 +164,10 @@ class UpstreamAdmin(_ModelAdmin):
 
     def get_urls(self) -> list[URLPattern]:
         page = path("docs/<slug:name>/", self.admin_site.admin_view(self.documentation_view), name="relay_docs")
-        return [page, *credentials.CredentialPages(self).urls(), *super().get_urls()]
+        emptying = path(
+            "<path:object_id>/empty-jar/", self.admin_site.admin_view(self.empty_jar_view), name="relay_empty_jar"
+        )
+        return [page, emptying, *credentials.CredentialPages(self).urls(), *super().get_urls()]
 
     def documentation_view(self, request: HttpRequest, name: str) -> HttpResponse:
         page = next((page for page in documentation.pages() if page.name == name), None)
@@ -147,6 +175,18 @@ class UpstreamAdmin(_ModelAdmin):
             raise Http404("There is no such page.")
         context = {**self.admin_site.each_context(request), "title": page.title, "page": page, "media": self.media}
         return TemplateResponse(request, "relay/admin/documentation.html", context)
+
+    def empty_jar_view(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        """Only ever posted: a page that merely leads here must not sign an upstream's session out."""
+        if request.method != "POST":
+            return HttpResponseNotAllowed(["POST"])
+        upstream = self.get_object(request, object_id)
+        if upstream is None or not self.has_change_permission(request, upstream):
+            raise PermissionDenied
+        count = empty_jar(upstream)
+        self.log_change(request, upstream, f"Emptied the cookie jar ({count}).")
+        self.message_user(request, f"The jar of {upstream} is empty: {_cookies(count)} gone.", messages.SUCCESS)
+        return HttpResponseRedirect(reverse("admin:relay_upstream_change", args=(upstream.pk,)))
 
     # The changelist
 
@@ -238,6 +278,9 @@ class UpstreamAdmin(_ModelAdmin):
             context |= {"saved": saved, "relay_url": url, "examples": curl_examples(saved, url)}
             counts = usage.would_refuse(saved)
             context["would_refuse"] = usage.report(counts) if saved.report_only or counts else ""
+            if saved.cookie_mode == CookieMode.JAR:
+                context["jar"] = _cookies(JarCookie.objects.filter(upstream=saved).count())
+                context["may_empty_jar"] = self.has_change_permission(request, saved)
         return super().render_change_form(request, context, add=add, change=change, form_url=form_url, obj=obj)
 
     def save_model(self, request: HttpRequest, obj: Upstream, form: ModelForm[Upstream], change: bool) -> None:

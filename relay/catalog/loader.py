@@ -27,6 +27,7 @@ from relay.catalog import consumers, credentials, references
 from relay.catalog.roster import Roster
 from relay.catalog.snapshot import HeaderChanges, Snapshot, Upstream
 from relay.rules.addresses import parse_networks
+from relay.rules.cors import compile_policy
 from relay.rules.headers import check_rule_name, check_rule_value, compile_changes
 from relay.rules.urls import parse_base_url, parse_proxy_url
 
@@ -59,6 +60,13 @@ _COLUMNS = (
     "delivery",
     "max_buffered_bytes",
     "host_header",
+    "cookie_mode",
+    "cors_allowed_origins",
+    "cors_allowed_methods",
+    "cors_allowed_headers",
+    "cors_exposed_headers",
+    "cors_allow_credentials",
+    "cors_max_age_seconds",
     "allowed_networks",
     "verify_tls",
     "ca_bundle",
@@ -239,6 +247,17 @@ def snapshot_of(
     with _field("outbound_proxy"):
         if row.outbound_proxy:
             parse_proxy_url(row.outbound_proxy)
+    methods = frozenset(row.allowed_methods.upper().replace(",", " ").split())
+    with _field("cross-origin policy"):
+        cors = row.cors_allowed_origins and compile_policy(
+            origins=row.cors_allowed_origins,
+            methods=row.cors_allowed_methods,
+            headers=row.cors_allowed_headers,
+            exposed=row.cors_exposed_headers,
+            allow_credentials=bool(row.cors_allow_credentials),
+            max_age_seconds=None if row.cors_max_age_seconds is None else int(row.cors_max_age_seconds),
+            upstream_methods=methods,
+        )
     with _field("header_rules"):
         request_changes, response_changes = _header_changes(rules)
     with _field("time-outs and limits"):
@@ -253,7 +272,7 @@ def snapshot_of(
             authority=base.authority,
             base_path=base.path,
             open_to_anyone=row.access == models.Access.ANYONE.value,
-            methods=frozenset(row.allowed_methods.upper().replace(",", " ").split()),
+            methods=methods,
             report_only=bool(row.report_only),
             connect_timeout_seconds=float(row.connect_timeout_seconds),
             head_timeout_seconds=float(row.head_timeout_seconds),
@@ -268,6 +287,9 @@ def snapshot_of(
                 int(row.max_buffered_bytes) if row.delivery == models.Delivery.BUFFERED.value else None
             ),
             caller_host=row.host_header == models.HostHeader.CALLER.value,
+            relays_cookies=row.cookie_mode == models.CookieMode.RELAY.value,
+            keeps_jar=row.cookie_mode == models.CookieMode.JAR.value,
+            cors=cors or None,
             allowed_networks=networks,
             verify_tls=bool(row.verify_tls),
             ca_bundle=row.ca_bundle,

@@ -16,6 +16,7 @@ from ipaddress import IPv4Network, IPv6Network
 from zlib import crc32
 
 from relay.catalog.roster import ApiKey, Consumer, Roster, Signer
+from relay.rules.cors import CorsPolicy
 from relay.rules.credentials import Credential
 
 SHARDS = 1024
@@ -73,6 +74,12 @@ class Upstream:
     """Set for buffered delivery, None for streaming."""
     caller_host: bool = False
     """Send the caller's Host instead of the upstream's own."""
+
+    relays_cookies: bool = True
+    """Cookies pass both ways; else callers' cookies stay below and the upstream's do not reach them."""
+    keeps_jar: bool = False
+    """The relay keeps the upstream's cookies itself, in one jar for all callers. Never with `relays_cookies`."""
+    cors: CorsPolicy | None = None
 
     allowed_networks: tuple[IPv4Network | IPv6Network, ...] = ()
     verify_tls: bool = True

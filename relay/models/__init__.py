@@ -5,11 +5,21 @@ from __future__ import annotations
 from relay.models.audit import AuditEntry, Deed
 from relay.models.consumers import ApiKey, Consumer, Grant
 from relay.models.credentials import AuthStyle, Credential, CredentialKind
-from relay.models.revisions import Change, ConsumerChange, Recorded, RecordingQuerySet, Revision, record_changes
+from relay.models.jars import JarCookie, empty_jar
+from relay.models.revisions import (
+    Change,
+    ConsumerChange,
+    JarChange,
+    Recorded,
+    RecordingQuerySet,
+    Revision,
+    record_changes,
+)
 from relay.models.signing import SigningKey
 from relay.models.upstreams import (
     Access,
     Action,
+    CookieMode,
     Delivery,
     HeaderRule,
     HostHeader,
@@ -28,6 +38,7 @@ __all__ = [
     "Change",
     "Consumer",
     "ConsumerChange",
+    "CookieMode",
     "Credential",
     "CredentialKind",
     "Deed",
@@ -35,6 +46,8 @@ __all__ = [
     "Grant",
     "HeaderRule",
     "HostHeader",
+    "JarChange",
+    "JarCookie",
     "Recorded",
     "RecordingQuerySet",
     "Revision",
@@ -42,6 +55,7 @@ __all__ = [
     "SigningKey",
     "Upstream",
     "WouldRefuse",
+    "empty_jar",
     "record_changes",
     "refuse_nan",
 ]

@@ -56,7 +56,18 @@ class ConsumerChange(models.Model):
         return f"{self.consumer_id} at {self.revision}"
 
 
-ChangeModel = type[Change] | type[ConsumerChange]
+class JarChange(models.Model):
+    """The revision at which an upstream's jar last changed; one row a slug. The upstream itself did not: no request of
+    it is decided otherwise, and its connections stay."""
+
+    slug = models.CharField(max_length=63, primary_key=True)
+    revision = models.PositiveBigIntegerField(db_index=True)
+
+    def __str__(self) -> str:
+        return f"{self.slug} at {self.revision}"
+
+
+ChangeModel = type[Change] | type[ConsumerChange] | type[JarChange]
 
 
 def record_changes(subjects: Iterable[Subject], *, kind: ChangeModel = Change, using: str) -> None:

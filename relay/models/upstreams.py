@@ -20,7 +20,7 @@ from django.db.models import Q
 
 from relay.conf import MOUNT
 from relay.models.revisions import Recorded, RecordingQuerySet, Subject, record_writes_of
-from relay.rules import addresses, headers, urls
+from relay.rules import addresses, cors, headers, urls
 
 SLUG_PATTERN = r"^[a-z0-9]([a-z0-9_-]{0,61}[a-z0-9])?\Z"
 BASE_URL_PATTERN = r"^https?://[^/?#@]+(/[^?#]*)?\Z"
@@ -33,6 +33,8 @@ LARGEST_BUFFER_BYTES = 2**31
 MOST_CONNECTIONS = 65_535
 POINTING_FIELDS = ("base_url", "host_header", "allowed_networks", "verify_tls", "ca_bundle", "outbound_proxy")
 """Where an upstream points, and whom it takes for that: what the right `point_upstream` is about."""
+LONGEST_MAX_AGE_SECONDS = 24 * 3600
+"""Browsers take no more: Firefox a day, Chrome two hours."""
 
 SHORTEST_SECONDS = 0.05
 
@@ -80,6 +82,12 @@ def split_userinfo(proxy: str) -> tuple[str, str]:
     scheme, separator, rest = proxy.partition("://")
     userinfo, _, place = rest.rpartition("@")
     return f"{scheme}{separator}{place}", userinfo
+
+
+class CookieMode(models.TextChoices):
+    RELAY = "relay", "Relay: each caller has cookies of its own"
+    DROP = "drop", "Drop: no cookie passes, either way"
+    JAR = "jar", "Jar: the relay keeps the cookies, and all callers share one session"
 
 
 class Upstream(Recorded):
@@ -194,6 +202,48 @@ class Upstream(Recorded):
         help_text="What the upstream sees in Host. Most want their own name.",
     )
 
+    cookie_mode = models.CharField(
+        max_length=10,
+        choices=CookieMode,
+        default=CookieMode.RELAY,
+        help_text=(
+            "Choose the jar only for an upstream that needs a session and gives every caller the same: whoever may "
+            "call acts in it."
+        ),
+    )
+    cors_allowed_origins = models.TextField(
+        blank=True,
+        help_text=(
+            "Origins whose scripts may call it from a browser, one a line, such as https://app.example.com; “*” for "
+            "any. Empty: nothing is added, and what the upstream itself says passes."
+        ),
+    )
+    cors_allowed_methods = models.CharField(
+        max_length=500, blank=True, help_text="Such as GET, POST. Empty: those this upstream allows."
+    )
+    cors_allowed_headers = models.CharField(
+        max_length=2000,
+        blank=True,
+        default=cors.DEFAULT_HEADERS,
+        help_text="Header names that scripts may send; “*” for whatever they ask for.",
+    )
+    cors_exposed_headers = models.CharField(
+        max_length=2000,
+        blank=True,
+        help_text="Header names of answers that scripts may read besides the ordinary ones, such as X-Request-Id.",
+    )
+    cors_allow_credentials = models.BooleanField(
+        default=False,
+        help_text="Scripts may call with the cookies of whoever sits at the browser. Needs origins by name.",
+    )
+    cors_max_age_seconds = models.PositiveIntegerField(
+        null=True,
+        blank=True,
+        default=600,
+        validators=[MinValueValidator(0), MaxValueValidator(LONGEST_MAX_AGE_SECONDS)],
+        help_text="How long browsers may go by one preflight. Empty: as long as they see fit.",
+    )
+
     allowed_networks = models.TextField(
         blank=True,
         help_text=(
@@ -241,6 +291,12 @@ class Upstream(Recorded):
             models.CheckConstraint(condition=Q(access__in=Access.values), name="relay_upstream_access"),
             models.CheckConstraint(condition=Q(delivery__in=Delivery.values), name="relay_upstream_delivery"),
             models.CheckConstraint(condition=Q(host_header__in=HostHeader.values), name="relay_upstream_host_header"),
+            models.CheckConstraint(condition=Q(cookie_mode__in=CookieMode.values), name="relay_upstream_cookie_mode"),
+            models.CheckConstraint(
+                condition=~Q(cors_allowed_origins=cors.ANY, cors_allow_credentials=True)
+                & _empty_or_between("cors_max_age_seconds", 0, LONGEST_MAX_AGE_SECONDS),
+                name="relay_upstream_cors",
+            ),
             models.CheckConstraint(
                 condition=_between("connect_timeout_seconds", SHORTEST_SECONDS, LONGEST_SECONDS)
                 & _between("head_timeout_seconds", SHORTEST_SECONDS, LONGEST_SECONDS)
@@ -284,6 +340,16 @@ class Upstream(Recorded):
         settle("allowed_networks", canonical_networks)
         settle("ca_bundle", canonical_ca_bundle)
         settle("outbound_proxy", canonical_proxy)
+        settle("cors_allowed_origins", cors.canonical_origins)
+        settle("cors_allowed_methods", canonical_methods)
+        settle("cors_allowed_headers", cors.canonical_names)
+        settle("cors_exposed_headers", cors.canonical_names)
+        if self.cors_allow_credentials and cors.ANY in (self.cors_allowed_origins, self.cors_exposed_headers):
+            problems["cors_allow_credentials"] = ValidationError(
+                "Browsers take no “*” together with credentials: name the origins and exposed headers, or switch "
+                "credentials off.",
+                code="invalid",
+            )
         if problems:
             raise ValidationError(problems)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from relay.errors import KeyRefused, KeyRequired, LoopDetected, MethodRefused, NotGranted
+from relay.errors import KeyRefused, KeyRequired, LoopDetected, MethodRefused, NotGranted, WorkerRefused
 from relay.rules import grants
 
 NEVER_RELAYED = frozenset({"CONNECT", "TRACE"})
@@ -46,6 +46,15 @@ def check_grants(held: Sequence[grants.Grant], method: str, path: bytes) -> None
     """Raises `NotGranted` unless one of the grants held at this upstream has method and path."""
     if not grants.allow(held, method, path):
         raise NotGranted("no grant here" if not held else "outside of its grants", headers=INSUFFICIENT_SCOPE)
+
+
+def check_worker(*, registers_worker: bool, own_host: bool) -> None:
+    """Raises `WorkerRefused` for a service worker's script, but at a host name of the upstream's own.
+
+    Such a worker would answer in the place of all upstreams, and of the admin, that share its origin.
+    """
+    if registers_worker and not own_host:
+        raise WorkerRefused
 
 
 def check_loop(via: Sequence[bytes], own_name: bytes) -> None:

@@ -74,10 +74,10 @@ def forwarded_headers(
     prefix: bytes,
     incoming: Mapping[bytes, list[bytes]],
 ) -> Lines:
-    """The five lines for the upstream. No host is told when `host` is empty or not of the form host[:port].
+    """The lines for the upstream, five at most. No host is told when `host` is empty or not of the form host[:port].
 
-    `scheme` and `host` are what the request came with, `prefix` the mount. `incoming` holds the caller's own lines of
-    these five names.
+    `scheme` and `host` are what the request came with, `prefix` the mount; empty, none is told. `incoming` holds the
+    caller's own lines of these five names.
     """
     if not (peer_is_trusted and incoming):
         if len(host) > _LONGEST_CACHED_HOST:
@@ -106,7 +106,8 @@ def _lines(element: bytes, address: bytes, scheme: bytes, host: bytes, prefix: b
     lines = [(b"forwarded", element), (b"x-forwarded-for", address), (b"x-forwarded-proto", scheme)]
     if host:
         lines.append((b"x-forwarded-host", host))
-    lines.append((b"x-forwarded-prefix", prefix))
+    if prefix:
+        lines.append((b"x-forwarded-prefix", prefix))
     return tuple(lines)
 
 

@@ -38,10 +38,18 @@ FORWARDING = frozenset(
     {b"forwarded", b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host", b"x-forwarded-prefix"}
 )
 
-ORIGIN_WIDE = frozenset(
-    {b"alt-svc", b"clear-site-data", b"public-key-pins", b"service-worker-allowed", b"strict-transport-security"}
+BEYOND_HOST = frozenset(
+    b"alt-svc clear-site-data expect-ct nel public-key-pins public-key-pins-report-only report-to "
+    b"secure-session-registration sec-session-registration strict-transport-security".split()
 )
-"""Response fields that speak for a whole origin. An upstream may not speak for the relay's."""
+"""Response fields that speak for more than a host name: its other ports and sites below it, its certificate, who else
+answers for it. An upstream may not say them, not even at a host name of its own."""
+
+ORIGIN_WIDE = BEYOND_HOST | frozenset(
+    b"accept-ch critical-ch origin-agent-cluster reporting-endpoints service-worker-allowed set-login "
+    b"use-as-dictionary".split()
+)
+"""Response fields that speak for a whole origin. An upstream may not speak for one that it shares with others."""
 
 FILE_ORDERS = frozenset({b"x-accel-redirect", b"x-litespeed-location", b"x-lighttpd-send-file", b"x-sendfile"})
 """Response fields by which servers in front are told to send a file of theirs. An upstream may not order that."""
@@ -56,11 +64,20 @@ _NOTED = (
     | FORWARDING
     | {b"authorization", b"content-length", b"cookie", b"expect", b"host", b"referer", b"relay-key"}
     | {
+        b"access-control-request-headers",
+        b"access-control-request-method",
+        b"origin",
+        b"service-worker",
         b"via",
         b"x-request-id",
     }
 )
+_DROPPED_AT_OWN_HOST = HOP_BY_HOP | BEYOND_HOST | FILE_ORDERS
 _DROPPED_FROM_ANSWERS = HOP_BY_HOP | ORIGIN_WIDE | FILE_ORDERS
+
+SANDBOX = b"sandbox allow-downloads allow-forms allow-modals allow-popups allow-scripts"
+"""Gives a page an origin that nothing else has, and lets it work as far as that goes. Without `allow-same-origin`
+neither it nor what it opens or frames can act as the origin it came from."""
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]+")
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _UNSENDABLE_NAME = re.compile(rb'[\x00-\x20\x7f()<>@,;:\\\[\]={}"/?\x80-\xff]|^$')
@@ -82,6 +99,14 @@ class RequestFields:
     """The caller sends its body only when told to go on (RFC 9110 section 10.1.1)."""
     accepts_trailers: bool = False
     """The caller said `TE: trailers`."""
+    registers_worker: bool = False
+    """A browser asks for a script that would answer in the origin's place (Service Workers, section 4)."""
+    origin: bytes | None = None
+    """Of the script that calls (RFC 6454 section 7); empty when it is told more than once."""
+    asks_leave: bool = False
+    """A browser asks whether a script of another origin may call: a CORS preflight, where the method is OPTIONS."""
+    asked_headers: list[bytes] = field(default_factory=list)
+    """The header names it would send, as the lines that name them."""
     via: list[bytes] = field(default_factory=list)
     cookies: list[bytes] = field(default_factory=list)
     forwarding: dict[bytes, list[bytes]] = field(default_factory=dict)
@@ -142,6 +167,18 @@ def read_request(pairs: Iterable[tuple[bytes, bytes]], *, max_bytes: int) -> Req
             fields.expects_continue = value.strip().lower() == b"100-continue"
         elif name == b"te":
             fields.accepts_trailers = b"trailers" in _tokens(value)
+        elif name == b"origin":
+            fields.origin = value if fields.origin is None else b""
+            kept.append(pair)
+        elif name == b"access-control-request-method":
+            fields.asks_leave = True
+            kept.append(pair)
+        elif name == b"access-control-request-headers":
+            fields.asked_headers.append(value)
+            kept.append(pair)
+        elif name == b"service-worker":
+            fields.registers_worker = True
+            kept.append(pair)
         elif name in FORWARDING:
             fields.forwarding.setdefault(name, []).append(value)
     if size > max_bytes:
@@ -179,8 +216,9 @@ def _content_length(value: bytes, before: int | None) -> int:
     return int(value)
 
 
-def read_response(pairs: Iterable[tuple[bytes, bytes]], *, status: int) -> Pairs:
-    """An upstream's header fields without those it may not send on; names in lower case.
+def read_response(pairs: Iterable[tuple[bytes, bytes]], *, status: int, own_host: bool = False) -> Pairs:
+    """An upstream's header fields without those it may not send on; names in lower case. `own_host`: it shares its
+    origin with nobody.
 
     Raises `UpstreamProtocolFailed` for what no server could send on: control bytes, a status that is none.
     """
@@ -188,9 +226,10 @@ def read_response(pairs: Iterable[tuple[bytes, bytes]], *, status: int) -> Pairs
         raise UpstreamProtocolFailed(f"status {status}")
     kept: Pairs = []
     nominated: set[bytes] = set()
+    dropped = _DROPPED_AT_OWN_HOST if own_host else _DROPPED_FROM_ANSWERS
     for name, value in pairs:
         name = name.lower()
-        if name not in _DROPPED_FROM_ANSWERS:
+        if name not in dropped:
             kept.append((name, value))
         elif name == b"connection" and value.lower() not in (b"close", b"keep-alive"):
             nominated |= _tokens(value)
@@ -228,6 +267,20 @@ _KNOWN_NAMES = frozenset(
     b"content-type date etag expires last-modified link location server set-cookie vary via x-request-id".split()
 )
 """Common names that need no look at their bytes."""
+
+
+def isolate(pairs: Pairs, *, names: set[bytes]) -> Pairs:
+    """An answer's pairs with what keeps a browser from running it as the origin that it came from. `names` has theirs.
+
+    A policy of the upstream's own stays beside ours: browsers keep to both (CSP Level 3, section 8.1).
+    """
+    if b"x-content-type-options" in names:
+        pairs = [pair for pair in pairs if pair[0] != b"x-content-type-options"]
+    pairs += _ISOLATING
+    return pairs
+
+
+_ISOLATING = ((b"x-content-type-options", b"nosniff"), (b"content-security-policy", SANDBOX))
 
 
 def apply_changes(pairs: Pairs, *, removed: frozenset[bytes], appended: Sequence[tuple[bytes, bytes]]) -> Pairs:

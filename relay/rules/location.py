@@ -34,7 +34,8 @@ _LINK_PIECE = re.compile(rb'"(?:[^"\\]|\\.)*(?:"|\\?\Z)|(?P<front>(?:\A|,)[ \t]*
 class UpstreamPlace:
     """An upstream and where callers find it. `host` is lower case, an IPv6 literal without brackets.
 
-    `base_path` (b"/v1") and `mount` (b"/relay/a") have no trailing slash; `base_path` may be empty.
+    `base_path` (b"/v1") and `mount` (b"/relay/a") have no trailing slash. `base_path` may be empty; so is `mount` at a
+    host name of the upstream's own.
     """
 
     scheme: bytes
@@ -94,4 +95,11 @@ def _below_mount(tail: bytes, place: UpstreamPlace, *, otherwise: bytes) -> byte
     is_below = path == place.base_path or path.startswith(place.base_path + b"/")
     if not is_below or _DOT_SEGMENT.search(path):
         return otherwise
-    return place.mount + tail[len(place.base_path) :]
+    rest = tail[len(place.base_path) :]
+    if not place.mount:
+        if not rest.startswith(b"/"):
+            return b"/" + rest
+        if rest[1:2] in (b"/", b"\\"):
+            # By itself it would be read as a host; so guarded, it is a path (WHATWG URL section 4.5).
+            return b"/." + rest
+    return place.mount + rest

@@ -52,6 +52,14 @@ def check_path(path: bytes) -> None:
     raise PathRefused("percent-encoded over and over")
 
 
+def check_own_host(path: bytes, *, sent_target: bytes | None) -> None:
+    """Raises `PathRefused` for a target at an upstream's own host name that is no path: `*`, or one with a host of its
+    own, which servers in front might have gone by.
+    """
+    if not path.startswith(b"/") or not (sent_target is None or sent_target.startswith(b"/")):
+        raise PathRefused("no path")
+
+
 def query_of(query: bytes, *, sent_target: bytes | None) -> bytes | None:
     """The query to send on: None for none at all, empty for a lone `?`. Raises `PathRefused` for a fragment.
 

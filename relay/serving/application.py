@@ -1,7 +1,7 @@
 """The ASGI application: looks at the scope and hands it on. Sends the start-up and shutdown signals from the lifespan.
 
-The relay mount goes to the lean handler, decided on raw path bytes; what operators' machines ask goes to `status`; all
-else goes to Django's stock handler.
+The relay mount, and all of an upstream's own host, goes to the lean handler, decided on raw bytes; what operators'
+machines ask goes to `status`; all else goes to Django's stock handler.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from relay.conf import MOUNT
 from relay.serving import status
 from relay.serving.asgi import Application, Receive, Scope, Send, quieten_aborts
 from relay.serving.handler import RelayHandler
-from relay.serving.hosts import is_admin_host
+from relay.serving.hosts import place_of
 from relay.signals import server_shutdown, server_startup
 
 logger = logging.getLogger("relay.serving")
@@ -44,11 +44,12 @@ class RelayApplication:
             raw_path: bytes = scope["raw_path"]
             if root := scope.get("root_path"):
                 raw_path = raw_path.removeprefix(root.encode())
-            if raw_path.startswith(self._mount):
+            place = place_of(scope["headers"], conf.current())
+            if place.slug or raw_path.startswith(self._mount):
                 await self._relay(scope, receive, send)
             elif tell := _STATUS_PAGES.get(raw_path):
                 await tell(scope, send)
-            elif is_admin_host(dict(scope["headers"]).get(b"host", b""), conf.current()):
+            elif place.admin:
                 await self._django(scope, receive, send)
             else:
                 await status.answer(send, 421, {"status": "this host name is for relayed requests"})

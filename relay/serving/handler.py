@@ -154,6 +154,7 @@ class RelayHandler(ASGIHandler):
             error,
             request_id=entry.request_id,
             accept=views.accept_of(request),
+            cors_lines=request.cors_lines,
         )
         try:
             await self._send(request, response, send)

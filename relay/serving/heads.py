@@ -11,8 +11,10 @@ from email.utils import formatdate
 from functools import lru_cache
 
 from relay.catalog import Upstream
-from relay.rules import cookies, forwarding, headers, location, paths, queries
+from relay.catalog.jars import jars
+from relay.rules import cookies, cors, forwarding, headers, location, paths, queries
 from relay.rules.headers import Pairs, RequestFields
+from relay.rules.hosts import Place
 
 _PLACED = frozenset({b"location", b"content-location", b"link", b"refresh", b"set-cookie"})
 """Response fields that name places."""
@@ -30,6 +32,7 @@ def request_pairs(
     upstream: Upstream,
     fields: RequestFields,
     *,
+    target: bytes,
     mount: bytes,
     peer: str | None,
     peer_is_trusted: bool,
@@ -41,14 +44,17 @@ def request_pairs(
     """The header pairs the upstream gets: the caller's, stripped; then framing, the relay's own, the rules', and the
     credential's, in whose place nothing else may stand.
 
-    `passes_trailers`: the server can send the caller trailers.
+    `mount` is empty at a host name of the upstream's own. `passes_trailers`: the server can send the caller trailers.
     """
     pairs = [(b"host", fields.host if upstream.caller_host else upstream.authority)]
     pairs += fields.pairs
-    if fields.cookies:
-        cookie = cookies.outgoing_cookie(fields.cookies, prefix=upstream.cookie_prefix)
-        if cookie is not None:
-            pairs.append((b"cookie", cookie))
+    cookie = None
+    if upstream.keeps_jar:
+        cookie = jars.cookie_header(upstream, _path_of(target))
+    elif fields.cookies and upstream.relays_cookies:
+        cookie = cookies.outgoing_cookie(fields.cookies, prefix=upstream.cookie_prefix if mount else b"")
+    if cookie is not None:
+        pairs.append((b"cookie", cookie))
     if fields.chunked:
         pairs.append((b"transfer-encoding", b"chunked"))
     elif fields.content_length is not None:
@@ -81,19 +87,30 @@ def response_pairs(
     upstream: Upstream,
     pairs: Pairs,
     *,
+    place: Place,
+    target: bytes,
     mount: bytes,
     at_root: bool,
+    origin: bytes | None,
     request_id: bytes,
     own_name: bytes,
     is_signed: bool = False,
 ) -> Pairs:
     """The header pairs the caller gets: the upstream's with its places turned into the relay's, then the relay's own.
 
-    `at_root`: the request was for the mount itself, without a slash. `is_signed`: its URL is worth keeping secret.
+    `place` is where it was asked for, `target` what the upstream was asked for. `at_root`: the request was for the
+    mount itself, without a slash. `origin` is the caller's Origin. `is_signed`: its URL is worth keeping secret.
     """
     present = {name for name, _ in pairs}
+    if b"set-cookie" in present and not upstream.relays_cookies:
+        if upstream.keeps_jar:
+            jars.take(upstream, [value for name, value in pairs if name == b"set-cookie"], _path_of(target))
+        pairs = [pair for pair in pairs if pair[0] != b"set-cookie"]
     if not _PLACED.isdisjoint(present):
-        pairs = _placed(upstream, pairs, mount=mount, at_root=at_root)
+        pairs = _placed(upstream, pairs, mount=mount, at_root=at_root, beside_admin=place.shares_origin)
+    if upstream.cors is not None:
+        pairs = cors.without_own_fields(pairs)
+        pairs += upstream.cors.answer(origin)
     pairs.append((b"via", b"1.1 " + own_name))
     if not upstream.open_to_anyone:
         # A shared cache in front must not give one caller's answer to those who show no key.
@@ -106,7 +123,9 @@ def response_pairs(
         # What a signed page loads or links to is not told the page's URL, which opens it.
         pairs = [pair for pair in pairs if pair[0] != b"referrer-policy"]
         pairs.append((b"referrer-policy", b"no-referrer"))
-    if upstream.max_buffered_bytes is None and b"x-content-type-options" not in present:
+    if place.shares_origin:
+        pairs = headers.isolate(pairs, names=present)
+    elif mount and upstream.max_buffered_bytes is None and b"x-content-type-options" not in present:
         pairs.append((b"x-content-type-options", b"nosniff"))
     changes = upstream.response_changes
     if changes:
@@ -114,10 +133,20 @@ def response_pairs(
     return pairs
 
 
+def preflight_pairs(policy: cors.CorsPolicy, fields: RequestFields, *, request_id: bytes) -> Pairs:
+    """The header pairs of the relay's own answer to a CORS preflight."""
+    lines = policy.preflight(fields.origin or b"", fields.asked_headers)
+    return [*lines, (b"date", _date(int(time.time()))), (b"x-request-id", request_id)]
+
+
 def hinted_links(upstream: Upstream, pairs: Pairs, *, mount: bytes) -> list[bytes]:
     """The `Link` values of an upstream's early hints (RFC 8297), led to the relay."""
     place = _place(upstream, mount)
     return [location.relayed_link(value, place) for name, value in pairs if name.lower() == b"link"]
+
+
+def _path_of(target: bytes) -> bytes:
+    return target.partition(b"?")[0]
 
 
 def _place(upstream: Upstream, mount: bytes) -> location.UpstreamPlace:
@@ -130,18 +159,19 @@ def _place(upstream: Upstream, mount: bytes) -> location.UpstreamPlace:
     )
 
 
-def _placed(upstream: Upstream, pairs: Pairs, *, mount: bytes, at_root: bool) -> Pairs:
+def _placed(upstream: Upstream, pairs: Pairs, *, mount: bytes, at_root: bool, beside_admin: bool) -> Pairs:
     place = _place(upstream, mount)
     placed: Pairs = []
     for name, value in pairs:
         if name == b"set-cookie":
             cookie = cookies.relayed_set_cookie(
                 value,
-                prefix=upstream.cookie_prefix,
+                prefix=upstream.cookie_prefix if mount else b"",
                 mount=mount,
                 base_path=upstream.base_prefix,
                 host=place.host,
                 at_root=at_root,
+                beside_admin=beside_admin,
             )
             if cookie is not None:
                 placed.append((name, cookie))

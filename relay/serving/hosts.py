@@ -1,31 +1,50 @@
-"""Which host names the relay answers for, and which are the admin's: Django's patterns, without a Django request.
+"""Which host name serves what, by the settings in force: `relay.rules.hosts` decides, this remembers.
 
-Pages that are relayed and the admin's are one origin for browsers when they have one host name; with `admin_hosts` set
-they have none in common.
+Pages that are relayed and the admin's are one origin for browsers when they have one host name. With `RELAY_HOSTS` or
+`RELAY_ADMIN_HOSTS` they have none in common, and a pattern in the first gives each upstream an origin of its own.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 
-from django.http.request import split_domain_port, validate_host
-
+from relay import conf
 from relay.conf import Conf
-from relay.errors import HostRefused
+from relay.rules.hosts import LONGEST_HOST, Hosts, Place
+
+REMEMBERED_HOSTS = 4096
+"""Values of Host whose place is kept. Callers choose them, so they must not fill memory."""
+
+_Names = tuple[str, ...]
 
 
-def check_relay_host(host: bytes, settings: Conf) -> None:
-    """Raises `HostRefused` unless relayed requests are answered at this value of the Host header."""
-    if not _matches(host, settings.allowed_hosts) or _matches(host, settings.admin_hosts):
-        raise HostRefused
+def place_of(pairs: list[tuple[bytes, bytes]], settings: Conf) -> Place:
+    """Where a request with these header pairs belongs, by its first Host; a second one is refused later."""
+    for name, value in pairs:
+        if name == b"host":
+            return place(value, settings)
+    return place(b"", settings)
 
 
-def is_admin_host(host: bytes, settings: Conf) -> bool:
-    """Whether Django's own pages may answer here. Django checks `allowed_hosts` itself."""
-    return not settings.admin_hosts or _matches(host, settings.admin_hosts)
+def place(host: bytes, settings: Conf) -> Place:
+    """What this value of the Host header serves."""
+    if len(host) > LONGEST_HOST:
+        host = b""
+    return _remembering(settings.allowed_hosts, settings.relay_hosts, settings.admin_hosts)(host)
 
 
-@lru_cache(maxsize=256)
-def _matches(host: bytes, patterns: tuple[str, ...]) -> bool:
-    domain, _ = split_domain_port(host.decode("latin-1"))
-    return bool(domain) and validate_host(domain, patterns)
+def names() -> Hosts:
+    """The names of the settings in force."""
+    settings = conf.current()
+    return _hosts(settings.allowed_hosts, settings.relay_hosts, settings.admin_hosts)
+
+
+@lru_cache(maxsize=2)
+def _remembering(allowed: _Names, relay: _Names, admin: _Names) -> Callable[[bytes], Place]:
+    return lru_cache(maxsize=REMEMBERED_HOSTS)(_hosts(allowed, relay, admin).place)
+
+
+@lru_cache(maxsize=2)
+def _hosts(allowed: _Names, relay: _Names, admin: _Names) -> Hosts:
+    return Hosts(allowed=allowed, relay=relay, admin=admin)

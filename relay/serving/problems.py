@@ -7,6 +7,7 @@ upstream's address.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from http import HTTPStatus
 
 from django.template.loader import render_to_string
@@ -16,8 +17,10 @@ from relay.errors import RelayError
 from relay.serving.responses import RelayResponse
 
 
-def problem_response(error: RelayError, *, request_id: bytes, accept: bytes) -> RelayResponse:
-    """The answer for `error`."""
+def problem_response(
+    error: RelayError, *, request_id: bytes, accept: bytes, cors_lines: Iterable[tuple[bytes, bytes]] = ()
+) -> RelayResponse:
+    """The answer for `error`. `cors_lines` let scripts of other origins read it, where they may call."""
     as_page = prefers_page(accept)
     body = _page(error, request_id) if as_page else _document(error, request_id)
     pairs = [
@@ -30,6 +33,7 @@ def problem_response(error: RelayError, *, request_id: bytes, accept: bytes) -> 
         (b"proxy-status", f"{conf.current().via}; error={error.proxy_status}".encode()),
         (b"vary", b"accept"),
         *error.headers,
+        *cors_lines,
     ]
     if error.retry_after_seconds is not None:
         pairs.append((b"retry-after", str(error.retry_after_seconds).encode()))

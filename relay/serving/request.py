@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, cast
 
@@ -42,6 +43,8 @@ class RelayRequest(ASGIRequest):
         if _announces_body(scope["headers"]):
             self.inbound.expect_body()
         self.exchange: Exchange | None = None
+        self.cors_lines: Iterable[tuple[bytes, bytes]] = ()
+        """What browsers are told about other origins' scripts, on refusals and failures as well."""
         self.caller_is_gone = False
         self.cut_by: RelayError | None = None
         """Why the exchange was cut short, when the relay did it."""

@@ -10,7 +10,7 @@ from django.contrib.auth.models import User
 from django.test import Client
 from django.utils import timezone
 
-from relay.models import Access, Change, HeaderRule, Upstream
+from relay.models import Access, Change, CookieMode, HeaderRule, JarCookie, Upstream
 from relay.models.usage import add_counts
 from tests.admin.conftest import SignIn
 from tests.admin.filled_form import filled_form
@@ -140,7 +140,7 @@ def test_the_page_shows_how_to_call_it(admin_client: Client, weather: Upstream) 
     assert "<code>http://testserver/relay/weather/</code>" in page
     assert "<code>curl http://testserver/relay/weather/</code>" in page
     assert "curl -N -H &#x27;Accept: text/event-stream&#x27; http://testserver/relay/weather/" in page
-    assert "Relay-Key" not in page
+    assert "Relay-Key: rk_" not in page
     Upstream.objects.update(access=Access.KEY)
     assert "-H &#x27;Relay-Key: rk_…&#x27;" in admin_client.get(change_url(weather)).content.decode()
 
@@ -223,3 +223,50 @@ def test_saving_report_only_with_keys_warns_that_everybody_passes(sign_in: SignI
     assert "Report only is on: everybody may call" in answer.content.decode()
     weather.refresh_from_db()
     assert weather.report_only
+
+
+@pytest.fixture
+def legacy(db: None) -> Upstream:
+    """An upstream with a jar and a cookie in it."""
+    legacy = Upstream.objects.create(slug="legacy", base_url="https://legacy.example", cookie_mode=CookieMode.JAR)
+    JarCookie.objects.create(
+        upstream=legacy,
+        domain="legacy.example",
+        path="/",
+        name="sid",
+        host_only=True,
+        secure=True,
+        sealed_value=b"s3al",
+    )
+    return legacy
+
+
+def test_the_page_tells_how_many_cookies_a_jar_has_and_empties_it(admin_client: Client, legacy: Upstream) -> None:
+    page = admin_client.get(change_url(legacy)).content.decode()
+    assert "The relay keeps 1 cookie for all callers" in page
+    assert "s3al" not in page
+    url = f"/admin/relay/upstream/{legacy.pk}/empty-jar/"
+    assert f'action="{url}"' in page
+    answer = admin_client.post(url, follow=True)
+    assert "The jar of legacy is empty: 1 cookie gone." in answer.content.decode()
+    assert "The relay keeps 0 cookies" in answer.content.decode()
+    assert LogEntry.objects.get().change_message == "Emptied the cookie jar (1)."
+
+
+def test_a_jar_is_emptied_by_nothing_but_a_form_of_who_may_change_it(
+    admin_client: Client, sign_in: SignIn, legacy: Upstream
+) -> None:
+    url = f"/admin/relay/upstream/{legacy.pk}/empty-jar/"
+    assert admin_client.get(url).status_code == 405
+    reader = sign_in("view_upstream")
+    assert reader.post(url).status_code == 403
+    assert "Empty the jar" not in reader.get(change_url(legacy)).content.decode()
+    assert admin_client.post("/admin/relay/upstream/999/empty-jar/").status_code == 403
+    careful = Client(enforce_csrf_checks=True)
+    careful.cookies = admin_client.cookies
+    assert careful.post(url).status_code == 403
+    assert JarCookie.objects.count() == 1
+
+
+def test_the_page_of_an_upstream_without_a_jar_does_not_speak_of_one(admin_client: Client, weather: Upstream) -> None:
+    assert "Empty the jar" not in admin_client.get(change_url(weather)).content.decode()

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from django.contrib.auth.models import User
 from django.test import Client
+from pytest_django.fixtures import Settings
 
 from relay.admin import documentation
 from relay.models import Upstream
@@ -76,3 +77,13 @@ def test_signing_in_without_a_page_in_mind_leads_to_the_index(client: Client, ad
 @pytest.mark.parametrize("page", ["user/", "user/add/", "user/{}/change/", "user/{}/password/", "group/", "group/add/"])
 def test_users_and_groups_have_their_pages(admin_client: Client, admin_user: User, page: str) -> None:
     assert admin_client.get(f"/admin/auth/{page.format(admin_user.pk)}").status_code == 200
+
+
+def test_the_overview_warns_while_relay_and_admin_share_an_origin(
+    admin_client: Client, sign_in: SignIn, settings: Settings
+) -> None:
+    warning = "Relayed pages and the admin share an origin"
+    assert warning in admin_client.get("/admin/").content.decode()
+    assert warning not in sign_in().get("/admin/").content.decode()
+    settings.RELAY_HOSTS = ["relay.test"]
+    assert warning not in admin_client.get("/admin/").content.decode()

@@ -21,7 +21,7 @@ import pytest_asyncio
 
 import config.asgi  # noqa: F401 - sets the logging up, which would throw caplog out of a test already running
 from relay import catalog, vault
-from relay.catalog import Upstream, usage, watcher
+from relay.catalog import Upstream, jars, usage, watcher
 from relay.catalog.roster import ApiKey, Consumer, Entry
 from relay.observing import access_log
 from relay.rules import keys
@@ -41,11 +41,11 @@ LOOPBACK = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
 @pytest.fixture(autouse=True)
 def catalog_without_database() -> Iterator[None]:
     """The watcher stays out: what a test publishes is in force until the test is over. Nothing is written either."""
-    for room in (watcher, usage):
+    for room in (watcher, usage, jars):
         server_startup.disconnect(dispatch_uid=room.__name__)
         server_shutdown.disconnect(dispatch_uid=room.__name__)
     yield
-    for room in (watcher, usage):
+    for room in (watcher, usage, jars):
         room.connect_signals()
     catalog.publish(catalog.Snapshot())
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import httpx
 import pytest
 from django.conf import settings as django_settings
 
+from relay.catalog import HeaderChanges, jars
+from relay.rules.headers import compile_changes
 from tests.behaviour.conftest import Relayed
 from tests.caller import Caller
 from tests.origin import Exchange, Origin, reply
@@ -111,3 +115,50 @@ async def test_one_callers_cookies_never_ride_on_anothers_request(
         async with Caller(ground.port) as caller:
             await caller.get(b"/relay/o/a")
     assert [request.values(b"cookie") for request in origin.requests] == [[], []]
+
+
+SENT = [(b"Cookie", b"relay.o.a=1; a=2")]
+SET = [(b"Set-Cookie", b"session=s3cret; Path=/; HttpOnly"), (b"Set-Cookie", b"deep=1; Path=/v1/deep")]
+
+
+@pytest.fixture
+def empty_jars() -> Iterator[None]:
+    yield
+    jars.jars._jars.clear()
+    jars.jars._waiting.clear()
+
+
+async def test_dropped_cookies_pass_neither_way(origin: Origin, relayed: Relayed, caller: Caller) -> None:
+    relayed(relays_cookies=False)
+    origin.on(b"/a", reply(200, SET))
+    for _ in range(2):
+        assert (await caller.get(b"/relay/o/a", SENT)).values(b"set-cookie") == []
+        assert (await origin.next_request()).values(b"cookie") == []
+
+
+@pytest.mark.usefixtures("empty_jars")
+async def test_a_jar_is_the_relays_and_serves_all_callers(origin: Origin, relayed: Relayed, ground: Ground) -> None:
+    relayed(relays_cookies=False, keeps_jar=True, base_path=b"/v1")
+    relayed("p", relays_cookies=False, keeps_jar=True, base_path=b"/v1")
+    origin.on(b"/v1/in", reply(200, SET))
+    async with Caller(ground.port) as caller:
+        assert (await caller.get(b"/relay/o/in", SENT)).values(b"set-cookie") == []
+    async with Caller(ground.port) as another:
+        for path in (b"/relay/o/deep/x?q", b"/relay/o/other", b"/relay/p/other"):
+            await another.get(path, SENT)
+    assert [request.values(b"cookie") for request in origin.requests] == [
+        [],
+        [b"deep=1; session=s3cret"],
+        [b"session=s3cret"],
+        [],
+    ]
+
+
+@pytest.mark.usefixtures("empty_jars")
+async def test_a_header_rule_has_the_last_word_over_the_jar(origin: Origin, relayed: Relayed, caller: Caller) -> None:
+    rules = compile_changes([("set", "Cookie", "fixed=1")])
+    relayed(relays_cookies=False, keeps_jar=True, request_changes=HeaderChanges(*rules))
+    origin.on(b"/a", reply(200, SET))
+    for _ in range(2):
+        await caller.get(b"/relay/o/a")
+        assert (await origin.next_request()).values(b"cookie") == [b"fixed=1"]

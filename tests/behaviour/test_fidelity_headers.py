@@ -103,6 +103,7 @@ async def test_response_fields_keep_order_repetition_and_bytes(
         b"via",
         b"x-request-id",
         b"x-content-type-options",
+        b"content-security-policy",
     ]
 
 
@@ -347,8 +348,9 @@ async def test_no_server_of_ours_is_named(origin: Origin, relayed: Relayed, call
 
 
 async def test_streams_are_marked_nosniff_unless_the_upstream_says_its_own(
-    origin: Origin, relayed: Relayed, caller: Caller
+    origin: Origin, relayed: Relayed, caller: Caller, settings: Settings
 ) -> None:
+    settings.RELAY_ADMIN_HOSTS = ["admin.test"]
     relayed()
     origin.on(b"/own", reply(200, [(b"X-Content-Type-Options", b"other")]))
     assert (await caller.get(b"/relay/o/a")).values(b"x-content-type-options") == [b"nosniff"]

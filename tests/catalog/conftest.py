@@ -98,7 +98,7 @@ class PostgresDatabase:
         with connections["default"].cursor() as cursor:
             cursor.execute(
                 "TRUNCATE relay_auditentry, relay_upstream, relay_change, relay_consumer, relay_consumerchange,"
-                " relay_revision, auth_user, auth_group CASCADE"
+                " relay_jarchange, relay_revision, auth_user, auth_group CASCADE"
             )
             cursor.execute("INSERT INTO relay_revision (id, value) VALUES (1, 0)")
 

@@ -19,6 +19,7 @@ from django.utils import timezone
 from relay import catalog
 from relay.catalog import loader
 from relay.models import AuditEntry, HeaderRule, Revision, Upstream
+from relay.rules.cors import DEFAULT_HEADERS, compile_policy
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -63,6 +64,12 @@ def test_every_field_arrives_in_the_snapshot() -> None:
         delivery="buffered",
         max_buffered_bytes=7,
         host_header="caller",
+        cookie_mode="jar",
+        cors_allowed_origins="https://App.example",
+        cors_allowed_methods="post, put",
+        cors_exposed_headers="x-a",
+        cors_allow_credentials=True,
+        cors_max_age_seconds=8,
         verify_tls=False,
         outbound_proxy="http://u:p@proxy.example.com:3128",
     )
@@ -83,6 +90,15 @@ def test_every_field_arrives_in_the_snapshot() -> None:
     assert upstream.total_timeout_seconds == 9.0
     assert (upstream.max_request_bytes, upstream.max_response_bytes, upstream.max_buffered_bytes) == (5, 6, 7)
     assert upstream.caller_host
+    assert (upstream.relays_cookies, upstream.keeps_jar) == (False, True)
+    assert upstream.cors == compile_policy(
+        origins="https://app.example",
+        methods="POST",
+        headers=DEFAULT_HEADERS,
+        exposed="x-a",
+        allow_credentials=True,
+        max_age_seconds=8,
+    )
     assert not upstream.verify_tls
     assert upstream.outbound_proxy == "http://u:p@proxy.example.com:3128"
     assert upstream.request_changes.removed == {b"user-agent", b"x-a"}
@@ -148,10 +164,13 @@ def test_an_unreadable_row_is_left_out_and_named_and_takes_no_other_with_it(capl
         ("outbound_proxy", "ftp://user:s3cret@x"),
         ("connect_timeout_seconds", "soon"),
         ("max_concurrent", "many"),
+        ("cors_max_age_seconds", "long"),
+        ("cors_allowed_headers", "x-a: s3cret"),
+        ("cors_exposed_headers", "x-a(s3cret)"),
     ],
 )
 def test_nonsense_in_any_field_makes_the_row_unreadable_and_is_not_repeated(field: str, value: object) -> None:
-    row = Upstream(slug="a", base_url="https://a.example.com")
+    row = Upstream(slug="a", base_url="https://a.example.com", cors_allowed_origins="https://app.example")
     setattr(row, field, value)
     with pytest.raises(loader.RowUnreadable) as problem:
         loader.snapshot_of(row, [])

@@ -64,6 +64,8 @@ def test_add_takes_everything_at_once(tmp_path: Path) -> None:
         *("--set", "name=My = name", "--set", "total_timeout_seconds=", "--set", "max_request_bytes=1024"),
         *("--set", "verify_tls=no", "--set", f"ca_bundle=@{tmp_path / 'ca.pem'}", "--set", "allowed_methods=get,post"),
         *("--set", "outbound_proxy=http://user:s3cret@10.0.0.9:3128", "--set", "idle_timeout_seconds=1.5"),
+        *("--set", "cors_allowed_origins=https://a.example http://b.example:80", "--set", "cookie_mode=drop"),
+        *("--set", "cors_max_age_seconds=", "--set", "cors_exposed_headers=X-A,X-B"),
         *("--header", "request:set:Authorization=Bearer s3cret=:x", "--header", "response:remove:Server"),
     )
     row = Upstream.objects.get()
@@ -72,6 +74,10 @@ def test_add_takes_everything_at_once(tmp_path: Path) -> None:
     assert row.ca_bundle == pem.strip() + "\n"
     assert shown["allowed_networks"] == ["10.0.0.0/8", "fd00::/8"]
     assert shown["allowed_methods"] == ["GET", "POST"]
+    assert shown["cors_allowed_origins"] == ["https://a.example", "http://b.example"]
+    assert shown["cors_allowed_headers"] == ["Authorization", "Content-Type", "Relay-Key"]
+    assert (shown["cors_exposed_headers"], shown["cors_max_age_seconds"]) == (["X-A", "X-B"], None)
+    assert shown["cookie_mode"] == "drop"
     assert shown["name"] == "My = name"
     assert shown["max_request_bytes"] == 1024
     assert shown["total_timeout_seconds"] is None

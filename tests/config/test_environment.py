@@ -60,6 +60,9 @@ def test_the_error_reads_as_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None
         ("DEBUG", "2"),
         ("ALLOWED_HOSTS", "https://relay.example"),
         ("ALLOWED_HOSTS", "relay.example:8000"),
+        ("RELAY_HOSTS", "relay.example:8000"),
+        ("RELAY_HOSTS", "*"),
+        ("RELAY_HOSTS", "<slug>."),
         ("CSRF_TRUSTED_ORIGINS", "relay.example"),
         ("CSRF_TRUSTED_ORIGINS", "https://relay.example/path"),
         ("DATABASE_URL", "mysql://localhost/relay"),
@@ -99,6 +102,7 @@ def test_a_wrong_value_is_named_with_what_was_expected(monkeypatch: pytest.Monke
     [
         ("DEBUG", "Yes", True),
         ("ALLOWED_HOSTS", "a.example, .b.example [::1]", ("a.example", ".b.example", "[::1]")),
+        ("RELAY_HOSTS", "a.example,<slug>.a.example *.b.example", ("a.example", "<slug>.a.example", "*.b.example")),
         ("CSRF_TRUSTED_ORIGINS", "https://a.example:8443,", ("https://a.example:8443",)),
         ("LOG_LEVEL", "debug", "DEBUG"),
         ("PORT", "0", 0),

@@ -17,7 +17,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from django.core.management.base import SystemCheckError
 from django.db.utils import ConnectionHandler
+from django.test import override_settings
 
 from relay.management.commands import serve
 
@@ -219,3 +221,16 @@ def test_serving_may_open_as_many_files_as_the_system_lets_it() -> None:
         assert resource.getrlimit(resource.RLIMIT_NOFILE) == (limits[1], limits[1])
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_what_the_checks_warn_of_is_a_line_each(prepared: Path) -> None:
+    """Relay and admin at one name are served, and told of."""
+    env = environment(prepared)
+    done = run("check", "--fail-level", "WARNING", env=env)
+    assert done.returncode == 1
+    assert "relay.W001" in done.stderr
+    assert run("check", "--fail-level", "WARNING", env=env | {"RELAY_ADMIN_HOSTS": "admin.example"}).returncode == 0
+    with override_settings(SILENCED_SYSTEM_CHECKS=[]):
+        assert [message.id for message in serve.Command().pass_checks()] == ["relay.W001"]
+    with override_settings(RELAY_HOSTS=["https://a.example"]), pytest.raises(SystemCheckError, match=r"relay\.E008"):
+        serve.Command().pass_checks()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,9 +16,16 @@ from django.http import HttpRequest, HttpResponse
 from django.test import RequestFactory, override_settings
 
 from config.logs import LineFormatter
-from config.middleware import CONTENT_SECURITY_POLICY, believe_trusted_proxies_only, bound_what_pages_load
+from config.middleware import (
+    CONTENT_SECURITY_POLICY,
+    believe_trusted_proxies_only,
+    bound_what_pages_load,
+    keep_own_cookies,
+)
 from config.settings import _database
 from config.static import CollectedStaticFiles
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_sqlite_runs_with_wal_a_busy_timeout_and_foreign_keys(
@@ -102,3 +112,29 @@ def test_a_traceback_is_indented_below_its_line() -> None:
     assert lines[0].endswith("WARNING relay failed")
     assert len(lines) > 1
     assert all(line.startswith("  ") for line in lines[1:])
+
+
+def test_the_admins_cookies_are_the_last_that_browsers_throw_out() -> None:
+    def answer(request: HttpRequest) -> HttpResponse:
+        response = HttpResponse()
+        response.set_cookie(settings.SESSION_COOKIE_NAME, "s3cret", httponly=True, samesite="Lax")
+        response.set_cookie("other", "1")
+        return response
+
+    cookies = keep_own_cookies(answer)(RequestFactory().get("/admin/")).cookies
+    session = cookies[settings.SESSION_COOKIE_NAME].output(header="").strip()
+    assert session == f"{settings.SESSION_COOKIE_NAME}=s3cret; HttpOnly; Path=/; SameSite=Lax; Priority=High"
+    assert "Priority" not in cookies["other"].output()
+
+
+def test_the_hosts_of_the_relay_and_the_admin_are_allowed_and_those_of_upstreams_are_not() -> None:
+    script = "from config import settings; print(settings.ALLOWED_HOSTS)"
+    environment = {
+        "PATH": os.environ["PATH"],
+        "SECRET_KEY": "k" * 40,
+        "ALLOWED_HOSTS": "a.test",
+        "RELAY_HOSTS": "relay.test,<slug>.relay.test",
+        "RELAY_ADMIN_HOSTS": "admin.test",
+    }
+    done = subprocess.run([sys.executable, "-c", script], env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "['a.test', 'relay.test', 'admin.test']", done.stderr

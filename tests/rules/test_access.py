@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.errors import KeyRefused, KeyRequired, LoopDetected, MethodRefused, NotGranted
-from relay.rules.access import NEVER_RELAYED, check_grants, check_key, check_loop, check_method
+from relay.errors import KeyRefused, KeyRequired, LoopDetected, MethodRefused, NotGranted, WorkerRefused
+from relay.rules.access import NEVER_RELAYED, check_grants, check_key, check_loop, check_method, check_worker
 from relay.rules.grants import Grant
 
 OWN = b"relay-1234abcd"
@@ -124,3 +124,10 @@ def test_a_request_that_names_this_relay_is_a_loop(via: list[bytes]) -> None:
 def test_no_neighbour_hides_a_loop(before: list[bytes], after: list[bytes]) -> None:
     with pytest.raises(LoopDetected):
         check_loop([*before, b"1.1 " + OWN, *after], OWN)
+
+
+def test_a_service_worker_needs_a_host_of_its_own() -> None:
+    check_worker(registers_worker=True, own_host=True)
+    check_worker(registers_worker=False, own_host=False)
+    with pytest.raises(WorkerRefused):
+        check_worker(registers_worker=True, own_host=False)

@@ -198,3 +198,38 @@ def test_a_cookie_comes_back_to_the_upstream_as_it_was_set(name: bytes, value: b
 def test_nothing_without_the_prefix_goes_up(values: list[bytes]) -> None:
     outgoing = outgoing_cookie([value.replace(b"relay.a.", b"") for value in values], prefix=b"relay.a.")
     assert outgoing is None
+
+
+# At a host name of the upstream's own there is neither prefix nor mount.
+
+
+@pytest.mark.parametrize(
+    ("value", "relayed"),
+    [
+        (b"sid=1", b"sid=1"),
+        (b" sid =1; HttpOnly", b"sid=1; HttpOnly"),
+        (b"__Host-sid=1; Secure; Path=/", b"__Host-sid=1; Secure; Path=/"),
+        (b"sid=1; Path=/v1", b"sid=1; Path=/"),
+        (b"sid=1; Path=/v1/", b"sid=1; Path=/"),
+        (b"sid=1; Path=/v1/x", b"sid=1; Path=/x"),
+        (b"sid=1; Path=/v1x", None),
+        (b"sid=1; Domain=up.example", b"sid=1"),
+        (b"sid=1; Domain=relay.example", None),
+        (b"=1", None),
+    ],
+)
+def test_a_cookie_at_a_host_of_its_own_keeps_its_name(value: bytes, relayed: bytes | None) -> None:
+    given_back = relayed_set_cookie(value, prefix=b"", mount=b"", base_path=b"/v1", host=b"up.example")
+    assert given_back == relayed
+
+
+def test_all_cookies_at_a_host_of_its_own_are_the_upstreams() -> None:
+    assert outgoing_cookie([b"a=1; relay.b.c=2", b"=3; nameless; d="], prefix=b"") == b"a=1; relay.b.c=2; d="
+
+
+def test_beside_the_admin_no_cookie_outranks_its_own() -> None:
+    value = b"a=1; Secure; PRIORITY=High; Path=/; priority"
+    given_back = relayed_set_cookie(
+        value, prefix=b"relay.a.", mount=b"/relay/a", base_path=b"", host=b"up.example", beside_admin=True
+    )
+    assert given_back == b"relay.a.a=1; Secure; Path=/relay/a"

@@ -236,3 +236,16 @@ def test_a_host_longer_than_any_name_is_told_but_not_kept() -> None:
         )
         assert (b"x-forwarded-host", host) in lines
     assert kept().misses == before
+
+
+def test_without_a_mount_no_prefix_is_told() -> None:
+    for trusted in (False, True):
+        lines = forwarded_headers(
+            peer="192.0.2.1",
+            peer_is_trusted=trusted,
+            scheme=b"https",
+            host=b"wiki.relay.example",
+            prefix=b"",
+            incoming={b"x-forwarded-for": [b"198.51.100.1"]},
+        )
+        assert b"x-forwarded-prefix" not in dict(lines)

@@ -8,17 +8,20 @@ from hypothesis import strategies as st
 
 from relay.errors import HeadersTooLarge, RequestRefused, UpstreamProtocolFailed
 from relay.rules.headers import (
+    BEYOND_HOST,
     FILE_ORDERS,
     FIXED_NAMES,
     FORWARDING,
     HOP_BY_HOP,
     ORIGIN_WIDE,
+    SANDBOX,
     Pairs,
     RequestFields,
     apply_changes,
     check_rule_name,
     check_rule_value,
     compile_changes,
+    isolate,
     read_request,
     read_response,
 )
@@ -292,3 +295,38 @@ def test_rule_values_are_lines_of_text(value: str) -> None:
 def test_rule_values_cannot_break_out_of_their_line(value: str) -> None:
     with pytest.raises(ValueError, match="one line of text"):
         check_rule_value(value)
+
+
+# Origins.
+
+
+def test_at_a_host_of_its_own_an_upstream_speaks_for_its_origin_alone() -> None:
+    pairs = [(name, b"x") for name in sorted(ORIGIN_WIDE)]
+    kept = read_response(pairs, status=200, own_host=True)
+    assert kept == [pair for pair in pairs if pair[0] not in BEYOND_HOST]
+    assert (b"service-worker-allowed", b"x") in kept
+    assert BEYOND_HOST < ORIGIN_WIDE
+
+
+def test_isolated_answers_are_sandboxed_and_never_sniffed() -> None:
+    own = [(b"x-content-type-options", b"none"), (b"content-security-policy", b"default-src *"), (b"a", b"1")]
+    assert isolate([*own], names={name for name, _ in own}) == [
+        *own[1:],
+        (b"x-content-type-options", b"nosniff"),
+        (b"content-security-policy", SANDBOX),
+    ]
+
+
+def test_what_browsers_tell_of_a_script_is_noted_and_passes() -> None:
+    pairs = [
+        (b"origin", b"https://a.example"),
+        (b"access-control-request-method", b"PUT"),
+        (b"access-control-request-headers", b"x-a"),
+        (b"access-control-request-headers", b"x-b"),
+        (b"service-worker", b"script"),
+    ]
+    fields = read_request([(b"host", b"h"), *pairs], max_bytes=1000)
+    assert fields.pairs == pairs
+    assert (fields.origin, fields.asks_leave, fields.registers_worker) == (b"https://a.example", True, True)
+    assert fields.asked_headers == [b"x-a", b"x-b"]
+    assert read_request([(b"host", b"h"), pairs[0], pairs[0]], max_bytes=1000).origin == b""

@@ -192,3 +192,34 @@ def test_all_spellings_of_one_reference_become_the_same(tail: bytes) -> None:
         assert relayed_location(target, PLACE) == expected
         assert relayed_refresh(b"1; url=" + target, PLACE) == b"1; url=" + expected
         assert relayed_link(b"<" + target + b">; rel=next", PLACE) == b"<" + expected + b">; rel=next"
+
+
+# At a host name of the upstream's own the mount is empty.
+
+OWN = dataclasses.replace(PLACE, mount=b"")
+
+
+@pytest.mark.parametrize(
+    ("value", "relayed"),
+    [
+        (b"https://up.example/v1/x?q#f", b"/x?q#f"),
+        (b"https://up.example/v1", b"/"),
+        (b"https://up.example/v1?q", b"/?q"),
+        (b"/v1#f", b"/#f"),
+        (b"/v1/", b"/"),
+        (b"/v1//evil.example", b"/.//evil.example"),
+        (b"/v1/\\evil.example", b"/./\\evil.example"),
+        (b"/other", b"/other"),
+        (b"https://up.example/other", b"https://up.example/other"),
+        (b"x", b"x"),
+    ],
+)
+def test_a_reference_below_the_base_path_leads_to_the_host_of_its_own(value: bytes, relayed: bytes) -> None:
+    assert relayed_location(value, OWN) == relayed
+
+
+@given(st.text(alphabet="/\\v1.ex?#:@%", max_size=20))
+def test_no_reference_leaves_the_host_because_of_the_relay(tail: str) -> None:
+    value = b"/v1" + tail.encode()
+    relayed = relayed_location(value, OWN)
+    assert relayed == value or (relayed.startswith(b"/") and relayed[1:2] not in (b"/", b"\\"))

@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from relay.errors import PathRefused
-from relay.rules.paths import check_path, join_target, query_of, split_relay_path
+from relay.rules.paths import check_own_host, check_path, join_target, query_of, split_relay_path
 
 MOUNT = len(b"/relay/")
 
@@ -224,3 +224,11 @@ def test_a_lone_question_mark_is_kept_where_the_server_tells(
 def test_a_fragment_is_refused(sent_target: bytes) -> None:
     with pytest.raises(PathRefused):
         query_of(b"", sent_target=sent_target)
+
+
+@pytest.mark.parametrize(("path", "sent"), [(b"*", b"*"), (b"", b"http://h"), (b"/a", b"http://h/a"), (b"*", None)])
+def test_a_target_at_a_host_of_its_own_is_a_path(path: bytes, sent: bytes | None) -> None:
+    with pytest.raises(PathRefused):
+        check_own_host(path, sent_target=sent)
+    check_own_host(b"/a", sent_target=b"/a?q")
+    check_own_host(b"//a", sent_target=None)

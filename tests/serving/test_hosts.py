@@ -1,65 +1,30 @@
-"""Which host names the relay answers for."""
+"""What a value of Host serves, by the settings in force."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-import pytest
-
 from relay import conf
-from relay.errors import HostRefused
-from relay.serving.hosts import check_relay_host, is_admin_host
+from relay.rules.hosts import LONGEST_HOST, Place
+from relay.serving import hosts
 
-SETTINGS = replace(conf.current(), allowed_hosts=("relay.example", ".api.example", "[::1]"), admin_hosts=())
-SPLIT = replace(SETTINGS, admin_hosts=("admin.api.example",))
-
-
-@pytest.mark.parametrize(
-    "host",
-    [
-        b"relay.example",
-        b"RELAY.example:8000",
-        b"relay.example.",
-        b"api.example",
-        b"a.b.api.example",
-        b"[::1]",
-        b"[::1]:80",
-    ],
+SETTINGS = replace(
+    conf.current(),
+    allowed_hosts=("relay.example", "admin.example"),
+    relay_hosts=("relay.example", "<slug>.relay.example"),
+    admin_hosts=("admin.example",),
 )
-def test_named_hosts_are_answered_for(host: bytes) -> None:
-    check_relay_host(host, SETTINGS)
 
 
-@pytest.mark.parametrize(
-    "host",
-    [
-        b"",
-        b":80",
-        b"other.example",
-        b"relay.example.evil.example",
-        b"xrelay.example",
-        b"xapi.example",
-        b"relay.example@evil.example",
-        b"relay.example/",
-        b"relay.example:80:80",
-        b"relay.example, evil.example",
-        b"::1",
-        b"\xff\xfe",
-    ],
-)
-def test_no_other_is(host: bytes) -> None:
-    with pytest.raises(HostRefused):
-        check_relay_host(host, SETTINGS)
+def test_the_first_host_decides_where_a_request_belongs() -> None:
+    pairs = [(b"accept", b"*/*"), (b"host", b"wiki.relay.example"), (b"host", b"admin.example")]
+    assert hosts.place_of(pairs, SETTINGS) == Place(slug=b"wiki")
+    assert hosts.place_of([], SETTINGS) == hosts.place(b"", SETTINGS) == Place()
 
 
-def test_all_hosts_may_be_answered_for() -> None:
-    check_relay_host(b"anything.example", replace(SETTINGS, allowed_hosts=("*",)))
-
-
-def test_the_admin_may_have_host_names_of_its_own() -> None:
-    assert is_admin_host(b"relay.example", SETTINGS)
-    assert is_admin_host(b"admin.api.example:443", SPLIT)
-    assert not is_admin_host(b"relay.example", SPLIT)
-    check_relay_host(b"relay.example", SPLIT)
-    with pytest.raises(HostRefused):
-        check_relay_host(b"admin.api.example", SPLIT)
+def test_a_host_that_is_longer_than_any_name_is_not_remembered() -> None:
+    remembered = hosts._remembering(SETTINGS.allowed_hosts, SETTINGS.relay_hosts, SETTINGS.admin_hosts)
+    remembered.cache_clear()  # type: ignore[attr-defined]
+    for length in range(LONGEST_HOST + 1, LONGEST_HOST + 50):
+        assert hosts.place(b"a" * length, SETTINGS) == Place()
+    assert remembered.cache_info().currsize == 1  # type: ignore[attr-defined]

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from django.conf import settings
+from django.core import checks
 from django.core.management.base import BaseCommand, CommandError
 from django.db import DEFAULT_DB_ALIAS, connections
 from django.db.migrations.executor import MigrationExecutor
@@ -35,6 +36,7 @@ class PooledConnection(Protocol):
 
 class Command(BaseCommand):
     help = "Serve the relay with gunicorn and the project's uvicorn worker."
+    requires_system_checks = ()  # `handle` runs them, and tells of warnings in a line each
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--bind", metavar="HOST:PORT", help="default: 127.0.0.1 and PORT, or 8000")
@@ -44,6 +46,7 @@ class Command(BaseCommand):
         host, port = _parse_bind(bind) if bind else ("127.0.0.1", settings.RELAY_PORT)
         if workers is not None and not 1 <= workers <= 1024:
             raise CommandError(f"--workers {workers} is wrong: give a number from 1 to 1024.", returncode=2)
+        warnings = self.pass_checks()
         check_data_dir(settings.RELAY_DATA_DIR)
         if waiting := count_waiting_migrations():
             raise CommandError(
@@ -58,10 +61,19 @@ class Command(BaseCommand):
             address = f"fd://{listener.detach()}"
             self.stdout.write(f"Relay listening on {url} (admin: {url}/admin/)")
             self.stdout.flush()
+        for message in warnings:
+            self.stderr.write(f"Warning: {message.msg} ({message.id}: `manage.py check` says what to do)")
         close_connections()
         raise_file_limit()
         run = import_string(settings.RELAY_SERVER)
         run(bind=address, workers=workers or settings.RELAY_WORKERS or available_cores())
+
+    def pass_checks(self) -> list[checks.CheckMessage]:
+        """The system checks' warnings. Raises SystemCheckError for what keeps the relay from running."""
+        found = [message for message in checks.run_checks() if not message.is_silenced()]
+        if any(message.is_serious() for message in found):
+            self.check()
+        return [message for message in found if message.level >= checks.WARNING]
 
 
 def check_data_dir(folder: Path) -> None:

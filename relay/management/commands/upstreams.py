@@ -48,12 +48,29 @@ FIELDS = (
     "delivery",
     "max_buffered_bytes",
     "host_header",
+    "cookie_mode",
+    "cors_allowed_origins",
+    "cors_allowed_methods",
+    "cors_allowed_headers",
+    "cors_exposed_headers",
+    "cors_allow_credentials",
+    "cors_max_age_seconds",
     "allowed_networks",
     "verify_tls",
     "ca_bundle",
     "outbound_proxy",
 )
 """What `--set` takes and exports hold."""
+
+LISTS = (
+    "allowed_methods",
+    "allowed_networks",
+    "cors_allowed_origins",
+    "cors_allowed_methods",
+    "cors_allowed_headers",
+    "cors_exposed_headers",
+)
+"""Those that are lists in JSON."""
 
 HIDDEN = "(hidden)"
 _TRUE = frozenset({"true", "yes", "on", "1"})
@@ -64,6 +81,7 @@ _HEADER_FORM = "write SIDE:ACTION:NAME=VALUE, such as request:set:User-Agent=rel
 
 class Command(AuthoredCommand):
     help = "Register, show, change, try and remove upstreams."
+    requires_system_checks = ()  # `serve` and `check` tell of the settings
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
@@ -282,8 +300,8 @@ def document(row: Upstream) -> dict[str, Any]:
 
 def _values(row: Upstream) -> dict[str, Any]:
     values: dict[str, Any] = {field: getattr(row, field) for field in FIELDS}
-    values["allowed_methods"] = row.allowed_methods.replace(",", " ").split()
-    values["allowed_networks"] = row.allowed_networks.split()
+    for field in LISTS:
+        values[field] = getattr(row, field).replace(",", " ").split()
     values["outbound_proxy"] = _without_userinfo(row.outbound_proxy)
     return values
 
