@@ -24,12 +24,12 @@ from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.utils import formats, timezone
 from django.utils.html import escape, format_html, format_html_join
-from unfold.admin import ModelAdmin
 from unfold.decorators import display
 from unfold.widgets import UnfoldAdminSelectWidget, UnfoldAdminTextInputWidget
 
 from relay import signing
 from relay.admin.examples import Example
+from relay.admin.trails import TrailedAdmin
 from relay.admin.upstreams import relay_url
 from relay.models import Access, Consumer, Grant, SigningKey, Upstream
 from relay.rules import grants
@@ -37,7 +37,7 @@ from relay.rules import grants
 if TYPE_CHECKING:  # unfold has no types
     _ModelAdmin = admin.ModelAdmin[SigningKey]
 else:
-    _ModelAdmin = ModelAdmin
+    _ModelAdmin = TrailedAdmin
 
 MADE = ("public_id", "standing", "created_at", "created_by", "revoked_at")
 """What a key has that nobody enters."""

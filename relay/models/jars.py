@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from django.db import models, router, transaction
 
+from relay.models import audit, sealed
 from relay.models.revisions import JarChange, record_changes
 from relay.models.upstreams import Upstream
 
@@ -44,4 +45,10 @@ def empty_jar(upstream: Upstream) -> int:
     using = router.db_for_write(JarCookie)
     with transaction.atomic(using=using):
         record_changes([upstream.slug], kind=JarChange, using=using)
-        return JarCookie.objects.using(using).filter(upstream=upstream).delete()[0]
+        count = JarCookie.objects.using(using).filter(upstream=upstream).delete()[0]
+        changes = {"cookies in the jar": [count, 0]}
+        audit.write([audit.entry_of(upstream, audit.Deed.CHANGED, changes)], using=using)
+        return count
+
+
+sealed.register(JarCookie, "sealed_value", purpose=VALUE_PURPOSE, row_of=lambda cookie: cookie.row)

@@ -15,6 +15,7 @@ from django.db import models
 from django.utils import timezone
 
 from relay import vault
+from relay.models import sealed
 from relay.models.consumers import Consumer
 from relay.models.revisions import ConsumerChange, Recorded, RecordingQuerySet, Subject, record_writes_of
 from relay.rules import signing
@@ -95,3 +96,4 @@ class SigningKey(Recorded):
 
 
 record_writes_of(SigningKey)
+sealed.register(SigningKey, "secret_sealed", purpose=SigningKey.PURPOSE)

@@ -9,18 +9,19 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from django.core.exceptions import ValidationError
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
 from django.db import Error
 from django.utils import timezone
 
 from relay import signing
 from relay.catalog import loader
+from relay.management.authored import AuthoredCommand
 from relay.models import Consumer, SigningKey
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 
 
-class Command(BaseCommand):
+class Command(AuthoredCommand):
     help = "Make, list and revoke signing keys, and sign URLs with them."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
