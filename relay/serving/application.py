@@ -16,6 +16,7 @@ from django.core.handlers.asgi import ASGIHandler
 from relay import conf
 from relay.catalog import watcher
 from relay.conf import MOUNT
+from relay.serving import forms
 from relay.serving.asgi import Application, Receive, Scope, Send, quieten_aborts
 from relay.serving.handler import RelayHandler
 from relay.serving.hosts import is_admin_host
@@ -59,7 +60,7 @@ class RelayApplication:
             elif raw_path == b"/readyz":
                 await _answer(send, 503 if _draining else 200, readiness())
             elif is_admin_host(dict(scope["headers"]).get(b"host", b""), conf.current()):
-                await self._django(scope, receive, send)
+                await forms.serve(self._django, scope, receive, send)
             else:
                 await _answer(send, 421, {"status": "this host name is for relayed requests"})
         elif kind == "lifespan":

@@ -183,8 +183,8 @@ class RelayCycle:
         if self.waiting_for_100_continue and not self.transport.is_closing():
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             self.waiting_for_100_continue = False
-        if not self._is_over():
-            self.flow.resume_reading()
+        if self.flow.read_paused and not self._is_over() and (protocol := self._protocol) is not None:
+            protocol.read_on()
         while not (self._news or self._is_over()):
             # Made only for who waits: most requests are answered without.
             if self._told is None:

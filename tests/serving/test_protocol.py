@@ -399,6 +399,9 @@ class Wire:
     def writelines(self, parts: list[bytes]) -> None:
         self.written.append(b"".join(parts))
 
+    def can_write_eof(self) -> bool:
+        return False
+
     def close(self) -> None:
         self.closed = True
 

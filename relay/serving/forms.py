@@ -1,0 +1,62 @@
+"""The requests that Django's stock handler answers, with bounds for their bodies.
+
+That handler reads a whole body, into a file when it is large, before it asks who sends it, and knows no end to either
+its size or its time. Who may do so is anyone who can reach the admin's sign-in page.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from relay import conf, errors
+from relay.serving.asgi import Application, Message, Receive, Scope, Send
+from relay.serving.door import refusal
+
+BODY_SECONDS = 60.0
+"""For the whole body of one request."""
+
+
+async def serve(app: Application, scope: Scope, receive: Receive, send: Send) -> None:
+    """Have `app` answer, or refuse a body that is too large or too slow in its place."""
+    body = Body(receive, most_bytes=conf.current().max_form_bytes)
+    announced = dict(scope["headers"]).get(b"content-length", b"0")
+    if announced.isdigit() and int(announced) > body.most_bytes:
+        body.refusal = errors.FormTooLarge(f"{int(announced)} bytes announced")
+    else:
+        await app(scope, body.receive, send)
+    if body.refusal is not None:
+        client = scope["client"][0] if scope.get("client") else ""
+        pairs, text = refusal(body.refusal, client=client, method=scope["method"])
+        await send({"type": "http.response.start", "status": body.refusal.status, "headers": pairs})
+        await send({"type": "http.response.body", "body": text})
+
+
+class Body:
+    """Counts what `receive` brings. To an application that asks for more than it may have, the caller has left."""
+
+    def __init__(self, receive: Receive, *, most_bytes: int) -> None:
+        self.most_bytes = most_bytes
+        self.refusal: errors.RelayError | None = None
+        """Why the rest of the body is not read. The application has answered nothing then."""
+        self._receive = receive
+        self._bytes = 0
+        self._whole = False
+        self._deadline: float | None = None
+
+    async def receive(self) -> Message:
+        if self._whole:
+            return await self._receive()
+        if self._deadline is None:
+            self._deadline = asyncio.get_running_loop().time() + BODY_SECONDS
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                message = await self._receive()
+        except TimeoutError:
+            self.refusal = errors.FormTimedOut(f"{self._bytes} bytes came in {BODY_SECONDS:.0f} s")
+            return {"type": "http.disconnect"}
+        self._bytes += len(message.get("body", b""))
+        self._whole = not message.get("more_body", False)
+        if self._bytes > self.most_bytes:
+            self.refusal = errors.FormTooLarge(f"more than {self.most_bytes} bytes came")
+            return {"type": "http.disconnect"}
+        return message
