@@ -46,6 +46,7 @@ _IPV4: tuple[tuple[IPv4Network, Verdict], ...] = tuple(
         ("100.64.0.0/10", Verdict.SHARED),  # carrier-grade NAT, RFC 6598
         ("127.0.0.0/8", Verdict.LOOPBACK),
         ("169.254.0.0/16", Verdict.LINK_LOCAL),  # the metadata services of clouds
+        ("168.63.129.16/32", Verdict.RESERVED),  # Azure's WireServer, at every machine there: a metadata service
         ("172.16.0.0/12", Verdict.PRIVATE),
         ("192.0.0.0/24", Verdict.RESERVED),  # IETF protocol assignments
         ("192.0.2.0/24", Verdict.DOCUMENTATION),

@@ -25,7 +25,15 @@ def is_admin_host(host: bytes, settings: Conf) -> bool:
     return not settings.admin_hosts or _matches(host, settings.admin_hosts)
 
 
-@lru_cache(maxsize=256)
+LONGEST_HOST = 261
+"""A name of 255 bytes and its port. Callers must not fill the cache with longer ones."""
+
+
 def _matches(host: bytes, patterns: tuple[str, ...]) -> bool:
+    return len(host) <= LONGEST_HOST and _are_matching(host, patterns)
+
+
+@lru_cache(maxsize=256)
+def _are_matching(host: bytes, patterns: tuple[str, ...]) -> bool:
     domain, _ = split_domain_port(host.decode("latin-1"))
     return bool(domain) and validate_host(domain, patterns)

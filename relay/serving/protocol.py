@@ -31,7 +31,15 @@ import httptools
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, service_unavailable
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from relay.errors import HeaderFieldsTooMany, HeadersTooLarge, NotHTTP, RelayError, RequestHeadTimedOut, TargetTooLong
+from relay.errors import (
+    HeaderFieldsTooMany,
+    HeadersTooLarge,
+    NotHTTP,
+    RelayError,
+    RequestHeadTimedOut,
+    RequestRefused,
+    TargetTooLong,
+)
 from relay.serving import door
 from relay.serving.asgi import DISCONNECT, EARLY_HINT, SENT_TARGET, TRAILERS
 from relay.serving.cycle import RelayCycle
@@ -295,6 +303,8 @@ class RelayProtocol(HttpToolsProtocol):
             method = parser.get_method().decode("ascii")
         keep_alive = http_version != "1.0" and parser.should_keep_alive()
         url = self.url
+        if http_version not in ("1.1", "1.0"):
+            raise NotHTTP(f"HTTP/{http_version}")
         if len(self.headers) > self._most_fields:
             raise HeaderFieldsTooMany(f"{len(self.headers)} header fields")
         if len(url) > self._most_target_bytes:
@@ -330,6 +340,8 @@ class RelayProtocol(HttpToolsProtocol):
             raw_path, _, query = url.partition(b"?")
         else:
             parsed = httptools.parse_url(url)
+            if parsed.schema is not None:
+                self._check_authority(parsed.schema, url)
             raw_path, query = parsed.path, parsed.query or b""
         path = raw_path.decode("ascii")
         if "%" in path:
@@ -362,6 +374,14 @@ class RelayProtocol(HttpToolsProtocol):
         else:
             self.flow.pause_reading()
             self.pipeline.appendleft((cycle, app))  # type: ignore[arg-type]  # it stands in for uvicorn's
+
+    def _check_authority(self, scheme: bytes, url: bytes) -> None:
+        """RFC 9112 section 3.2.2: whoever writes a whole URL writes the same host into Host. A proxy in front may go by
+        the one, and we go by the other."""
+        authority = re.split(rb"[/?#]", url.partition(b"://")[2], maxsplit=1)[0].lower()
+        hosts = [value.lower() for name, value in self.headers if name == b"host"]
+        if scheme.lower() not in (b"http", b"https") or hosts != [authority]:
+            raise RequestRefused("the target is at another place than Host says")
 
     def _decline_upgrade(self, method: str) -> bool:
         """Whether the connection may carry another request. llhttp takes what follows this one's head for no HTTP."""

@@ -9,6 +9,7 @@ import pytest
 from pytest_django.fixtures import Settings
 
 from relay.serving import door, forms
+from relay.serving.body import LINGER_BYTES
 from relay.serving.protocol import MOST_WAITING, RelayProtocol
 from tests.attacks.conftest import Logged, Relayed, error_type, refused_with, until
 from tests.caller import Answer, Caller, Ended
@@ -287,6 +288,22 @@ async def test_a_flood_behind_a_chunked_body_is_cut(origin: Origin, relayed: Rel
         assert len(answers) <= MOST_WAITING + 2
         assert error_type(answers[-1]) == "not-http"
         assert await caller.read_rest() == (b"", Ended.CLOSED)
+
+
+async def test_what_a_refused_caller_goes_on_sending_is_thrown_away_for_a_moment(ground: Ground) -> None:
+    taken = 0
+
+    async def endless() -> Any:
+        nonlocal taken
+        while True:
+            taken += 50_000
+            yield bytes(50_000)
+
+    async with Caller(ground.port) as caller:
+        answer = await caller.get(b"/relay/nobody/a", method=b"POST", body=endless())
+        assert (answer.status, error_type(answer)) == (404, "upstream-unknown")
+        assert answer.values(b"connection") == [b"close"]
+    assert taken < LINGER_BYTES + 8 * 1024 * 1024  # what the kernel's buffers hold
 
 
 # The pages that Django answers, to anyone who asks.
