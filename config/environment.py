@@ -442,6 +442,16 @@ VARIABLES: tuple[Variable, ...] = (
         parse=_seconds(0.1, 3600),
     ),
     Variable(
+        name="RELAY_STALL_TIMEOUT_SECONDS",
+        default="300",
+        expects="seconds from 0.1 to 86400",
+        help=(
+            "How long a caller may leave an answer waiting before its connection is reset: in that time it has to take "
+            "some 48 KiB of what it was sent."
+        ),
+        parse=_seconds(0.1, 86_400),
+    ),
+    Variable(
         name="RELAY_MAX_CONNECTIONS",
         default=None,
         default_words="half of the files that a worker may have open",

@@ -36,6 +36,8 @@ class Conf:
     """Bound of a request's target: path and query."""
     head_timeout_seconds: float
     """For a request's head, from its first byte or, on a new connection, from the connection on."""
+    stall_timeout_seconds: float
+    """How long a caller may leave an answer waiting that it was sent."""
     max_connections: int
     """Of one worker. 0: half of the files that it may have open."""
     max_connections_per_peer: int
@@ -57,6 +59,7 @@ DEFAULT_MAX_HEADER_BYTES = 64 * 1024
 DEFAULT_MAX_HEADER_FIELDS = 256
 DEFAULT_MAX_TARGET_BYTES = 16 * 1024
 DEFAULT_HEAD_TIMEOUT_SECONDS = 15.0
+DEFAULT_STALL_TIMEOUT_SECONDS = 300.0
 DEFAULT_MAX_CONNECTIONS_PER_PEER = 512
 DEFAULT_MAX_FORM_BYTES = 10 * 1024 * 1024
 DEFAULT_CATALOG_POLL_SECONDS = 0.5
@@ -75,6 +78,7 @@ def current() -> Conf:
         max_header_fields=getattr(settings, "RELAY_MAX_HEADER_FIELDS", DEFAULT_MAX_HEADER_FIELDS),
         max_target_bytes=getattr(settings, "RELAY_MAX_TARGET_BYTES", DEFAULT_MAX_TARGET_BYTES),
         head_timeout_seconds=getattr(settings, "RELAY_HEAD_TIMEOUT_SECONDS", DEFAULT_HEAD_TIMEOUT_SECONDS),
+        stall_timeout_seconds=getattr(settings, "RELAY_STALL_TIMEOUT_SECONDS", DEFAULT_STALL_TIMEOUT_SECONDS),
         max_connections=getattr(settings, "RELAY_MAX_CONNECTIONS", None) or 0,
         max_connections_per_peer=getattr(settings, "RELAY_MAX_CONNECTIONS_PER_PEER", DEFAULT_MAX_CONNECTIONS_PER_PEER),
         max_form_bytes=getattr(settings, "RELAY_MAX_FORM_BYTES", DEFAULT_MAX_FORM_BYTES),

@@ -105,6 +105,16 @@ class FormTimedOut(RelayError):
     proxy_status = "http_request_error"
 
 
+class CallerStalled(RelayError):
+    """Only ever logged: its answer has begun."""
+
+    status = 408
+    type = "caller-stalled"
+    title = "The caller stopped taking the answer"
+    advice = "Read answers as they come."
+    proxy_status = "http_request_error"
+
+
 class RequestTooLarge(RelayError):
     status = 413
     type = "request-too-large"
@@ -177,6 +187,15 @@ class UpstreamFull(RelayError):
     title = "This upstream carries as many exchanges as it may"
     advice = "Wait as long as Retry-After says and try again."
     proxy_status = "connection_limit_reached"
+    retry_after_seconds = 1
+
+
+class BuffersFull(RelayError):
+    status = 503
+    type = "buffers-full"
+    title = "The relay holds as much of buffered answers as it may"
+    advice = "Wait as long as Retry-After says and try again; with HTTP/1.1, most answers need no buffer."
+    proxy_status = "proxy_internal_response"
     retry_after_seconds = 1
 
 

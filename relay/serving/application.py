@@ -16,8 +16,8 @@ from django.core.handlers.asgi import ASGIHandler
 from relay import conf
 from relay.catalog import watcher
 from relay.conf import MOUNT
-from relay.serving import forms
 from relay.serving.asgi import Application, Receive, Scope, Send, quieten_aborts
+from relay.serving.forms import Forms
 from relay.serving.handler import RelayHandler
 from relay.serving.hosts import is_admin_host
 from relay.signals import server_shutdown, server_startup
@@ -44,7 +44,7 @@ def get_application() -> Application:
 class RelayApplication:
     def __init__(self) -> None:
         self._relay = RelayHandler()
-        self._django = ASGIHandler()
+        self._django = Forms(ASGIHandler())
         self._mount = MOUNT.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -60,7 +60,7 @@ class RelayApplication:
             elif raw_path == b"/readyz":
                 await _answer(send, 503 if _draining else 200, readiness())
             elif is_admin_host(dict(scope["headers"]).get(b"host", b""), conf.current()):
-                await forms.serve(self._django, scope, receive, send)
+                await self._django(scope, receive, send)
             else:
                 await _answer(send, 421, {"status": "this host name is for relayed requests"})
         elif kind == "lifespan":
@@ -77,6 +77,7 @@ class RelayApplication:
             message = await receive()
             if message["type"] == "lifespan.startup":
                 _draining = False
+                self._django.open()
                 quieten_aborts()
                 try:
                     await server_startup.asend(sender=type(self))

@@ -78,12 +78,18 @@ def half_of_the_files() -> int:
     return max(resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2, 16)
 
 
+def note(error: errors.RelayError, *, client: str, method: str = "", status: int = 0) -> bytes:
+    """A line in the access log, and the request id in it."""
+    entry = access_log.Entry(method, os.urandom(16).hex().encode(), time.perf_counter(), client)
+    entry.status, entry.outcome, entry.detail = status, error.type, error.detail
+    access_log.log.add(entry)
+    return entry.request_id
+
+
 def refusal(error: errors.RelayError, *, client: str, method: str = "") -> tuple[list[tuple[bytes, bytes]], bytes]:
     """The header pairs and the body that tell of `error`; the access log gets its line."""
-    entry = access_log.Entry(method, os.urandom(16).hex().encode(), time.perf_counter(), client)
-    entry.status, entry.outcome, entry.detail = error.status, error.type, error.detail
-    access_log.log.add(entry)
-    response = problem_response(error, request_id=entry.request_id, accept=b"")
+    request_id = note(error, client=client, method=method, status=error.status)
+    response = problem_response(error, request_id=request_id, accept=b"")
     return [*response.all_pairs(), (b"connection", b"close")], response.whole
 
 

@@ -22,6 +22,8 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
+import struct
 import urllib.parse
 from collections import deque
 from types import SimpleNamespace
@@ -32,6 +34,7 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, service_unavai
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from relay.errors import (
+    CallerStalled,
     HeaderFieldsTooMany,
     HeadersTooLarge,
     NotHTTP,
@@ -60,6 +63,8 @@ STAND_IN = b"PATCH"
 """Means nothing for framing. Others that do not, such as POST, are in llhttp's eyes methods of RTSP, too."""
 LONGEST_TARGET = 0xFFFF
 """What `httptools.parse_url` takes; it refuses longer ones."""
+
+RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 BETWEEN, HEAD, BODY = range(3)
 
@@ -106,6 +111,7 @@ class RelayProtocol(HttpToolsProtocol):
         self._lingering = False
         self._head_deadline = _NO_DEADLINE
         self._idle_deadline = _NO_DEADLINE
+        self._stall_deadline = _NO_DEADLINE
         self._timer_at = _NO_DEADLINE
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
@@ -452,6 +458,23 @@ class RelayProtocol(HttpToolsProtocol):
         if self._start and not self.pipeline:
             self._feed_in_steps(b"")
 
+    def pause_writing(self) -> None:
+        """The caller takes less than it is sent."""
+        super().pause_writing()
+        self._stall_deadline = self.loop.time() + self._door.settings.stall_timeout_seconds
+        self._wake_by(self._stall_deadline)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._stall_deadline = _NO_DEADLINE
+
+    def _reset(self) -> None:
+        """Close at once. What the kernel still holds for the caller goes too: it would wait for a caller who waits."""
+        connection = self.transport.get_extra_info("socket")
+        if connection is not None:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+        self.transport.abort()
+
     def read_on(self) -> None:
         """Unless as many requests wait already as may: those are answered first."""
         if not (self._start and self.pipeline):
@@ -495,11 +518,14 @@ class RelayProtocol(HttpToolsProtocol):
 
     def timeout_keep_alive_handler(self) -> None:
         self.timeout_keep_alive_task = None
-        deadline = min(self._head_deadline, self._idle_deadline)
+        deadline = min(self._head_deadline, self._idle_deadline, self._stall_deadline)
         if deadline == _NO_DEADLINE or self.transport.is_closing():
             return
         if deadline > self.loop.time() + 0.001:  # uvloop's clock counts milliseconds
             self._wake_by(deadline)
+        elif deadline == self._stall_deadline:
+            door.note(CallerStalled(), client=self._peer or "")
+            self._reset()
         elif not self._over and (self._place == HEAD or self._start):
             self._show_out(RequestHeadTimedOut(f"{self._head_bytes + len(self._start)} bytes came"))
         else:

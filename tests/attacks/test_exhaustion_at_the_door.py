@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
 from pytest_django.fixtures import Settings
 
 from relay.serving import door, forms
+from relay.serving.asgi import Receive, Scope, Send
 from relay.serving.body import LINGER_BYTES
 from relay.serving.protocol import MOST_WAITING, RelayProtocol
+from relay.upstreams import exchange
 from tests.attacks.conftest import Logged, Relayed, error_type, refused_with, until
 from tests.caller import Answer, Caller, Ended
-from tests.origin import Gate, Origin, drip, reply, sse, upload_sink
+from tests.origin import Gate, Origin, counted, drip, reply, sse, upload_sink
 from tests.serving_ground import Ground
 
 LIMIT = 65_536
@@ -344,3 +347,96 @@ async def test_a_form_that_does_not_arrive_is_408(
         await caller.send(FORM + b"Content-Length: 10\r\n\r\nabc")
         assert await refused_with(caller) == (408, "form-timeout")
     assert (await logged.next())["detail"] == "3 bytes came in 0 s"
+
+
+async def test_only_so_many_forms_are_worked_on_at_once_and_slow_ones_keep_nobody_out() -> None:
+    running = most = 0
+    go_on = asyncio.Event()
+
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal running, most
+        while (await receive()).get("more_body"):
+            pass
+        running += 1
+        most = max(most, running)
+        await go_on.wait()
+        running -= 1
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body"})
+
+    bounded = forms.Forms(slow)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            while (kind := (await receive())["type"]) != "lifespan.shutdown":
+                await send({"type": f"{kind}.complete"})
+            await send({"type": "lifespan.shutdown.complete"})
+        else:
+            await bounded(scope, receive, send)
+
+    async with Ground(app) as ground, AsyncExitStack() as stack:
+        slowly = [await stack.enter_async_context(Caller(ground.port)) for _ in range(forms.MOST_AT_ONCE + 5)]
+        for caller in slowly:
+            await caller.send(FORM + b"Content-Length: 10\r\n\r\nabc")
+        at_once = [await stack.enter_async_context(Caller(ground.port)) for _ in range(forms.MOST_AT_ONCE + 5)]
+        for caller in at_once:
+            await caller.send(FORM + b"Content-Length: 3\r\n\r\nabc")
+        await until(lambda: running == forms.MOST_AT_ONCE)
+        go_on.set()
+        assert [(await caller.read_head()).status for caller in at_once] == [204] * len(at_once)
+        assert most == forms.MOST_AT_ONCE
+
+
+# Answers that are not taken, or have to be held.
+
+
+async def test_who_takes_nothing_of_its_answer_is_reset(
+    origin: Origin, relayed: Relayed, ground: Ground, logged: Logged, settings: Settings
+) -> None:
+    settings.RELAY_STALL_TIMEOUT_SECONDS = 0.3
+    relayed()
+    origin.on(b"/large", counted(64 * 1024 * 1024))
+    async with Caller(ground.port, buffer_bytes=8192) as caller:
+        await caller.send(b"GET /relay/o/large HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        await origin.next_request()
+        outcomes = [(await logged.next(within=5))["outcome"] for _ in range(2)]
+        assert sorted(outcomes) == ["caller-gone", "caller-stalled"]
+        await origin.until_connections(0)
+        assert (await caller.read_rest())[1] is Ended.RESET
+
+
+async def test_who_takes_it_slowly_is_served_to_the_end(
+    origin: Origin, relayed: Relayed, ground: Ground, settings: Settings
+) -> None:
+    settings.RELAY_STALL_TIMEOUT_SECONDS = 0.5
+    relayed()
+    origin.on(b"/large", counted(4 * 1024 * 1024))
+    began = asyncio.get_running_loop().time()
+    async with Caller(ground.port, buffer_bytes=65_536, deadline_seconds=30) as caller:
+        await caller.send(b"GET /relay/o/large HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        await caller.read_head()
+        read = 0
+        while piece := await caller.read_chunk():
+            read += len(piece)
+            await asyncio.sleep(0.02)
+        assert (read, caller.ended) == (4 * 1024 * 1024, Ended.COUNTED)
+    assert asyncio.get_running_loop().time() - began > 0.5
+
+
+async def test_callers_of_http_1_0_cannot_have_everything_held(
+    origin: Origin, relayed: Relayed, ground: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exchange, "MOST_HELD_BYTES", 250_000)
+    relayed()
+    gate = Gate()
+    origin.on(b"/large", drip([bytes(100_000)], gate))
+    async with AsyncExitStack() as stack:
+        callers = [await stack.enter_async_context(Caller(ground.port)) for _ in range(5)]
+        for caller in callers:
+            await caller.send(b"GET /relay/o/large HTTP/1.0\r\nHost: localhost\r\n\r\n")
+            await origin.next_request()
+        gate.open(5)
+        await until(lambda: exchange.held_bytes() == 200_000 and origin.open_connections == 2)
+        gate.open(5)
+        assert sorted([(await caller.read_head()).status for caller in callers]) == [200, 200, 503, 503, 503]
+    await until(lambda: exchange.held_bytes() == 0)

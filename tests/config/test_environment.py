@@ -74,6 +74,7 @@ def test_the_error_reads_as_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None
         ("RELAY_MAX_TARGET_BYTES", "65536"),
         ("RELAY_MIDDLEWARE", "no-dots"),
         ("RELAY_VIA", "two words"),
+        ("RELAY_STALL_TIMEOUT_SECONDS", "0"),
         ("SECRET_KEY", "short"),
         ("TIME_ZONE", "../etc/passwd"),
         ("TRUSTED_PROXIES", "10.0.0.1/8"),
