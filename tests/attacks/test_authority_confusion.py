@@ -54,13 +54,13 @@ REFUSED_HOSTS = [
 
 
 @pytest.mark.parametrize("caller_host", [False, True])
-@pytest.mark.parametrize("host", REFUSED_HOSTS)
 async def test_a_host_that_is_not_one_of_ours_in_full_is_refused(
-    origin: Origin, relayed: Relayed, ground: Ground, host: bytes, caller_host: bool
+    origin: Origin, relayed: Relayed, ground: Ground, caller_host: bool
 ) -> None:
     relayed(caller_host=caller_host)
-    answer = await answer_to(ground, b"GET /relay/o/a HTTP/1.1\r\nHost: %b\r\n\r\n" % host)
-    assert answer.status in (400, 421)
+    for host in REFUSED_HOSTS:
+        answer = await answer_to(ground, b"GET /relay/o/a HTTP/1.1\r\nHost: %b\r\n\r\n" % host)
+        assert answer.status in (400, 421), host
     assert origin.connections_made == 0
 
 
@@ -111,13 +111,13 @@ async def test_there_is_one_host_and_it_is_the_host_field(
         b"HTTP://LOCALHOST:1/relay/o/a",
     ],
 )
-@pytest.mark.parametrize("method", [b"GET", b"BREW"])
 async def test_a_target_at_another_place_than_host_says_is_refused(
-    origin: Origin, relayed: Relayed, ground: Ground, target: bytes, method: bytes
+    origin: Origin, relayed: Relayed, ground: Ground, target: bytes
 ) -> None:
     relayed()
-    answer = await answer_to(ground, b"%b %b HTTP/1.1\r\nHost: localhost\r\n\r\n" % (method, target))
-    assert answer.status in (400, 404)
+    for method in (b"GET", b"BREW"):
+        answer = await answer_to(ground, b"%b %b HTTP/1.1\r\nHost: localhost\r\n\r\n" % (method, target))
+        assert answer.status in (400, 404)
     assert origin.connections_made == 0
 
 

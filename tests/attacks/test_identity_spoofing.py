@@ -33,12 +33,31 @@ def as_servers_see(name: bytes) -> bytes:
     return name.lower().replace(b"_", b"-")
 
 
-@pytest.mark.parametrize("lie", LIES)
 @pytest.mark.parametrize("shape", ["plain", "upper", "underscores", "mixed", "twice"])
 async def test_a_stranger_cannot_say_who_it_is(
-    origin: Origin, relayed: Relayed, caller: Caller, logged: Logged, lie: bytes, shape: str
+    origin: Origin, relayed: Relayed, caller: Caller, logged: Logged, shape: str
 ) -> None:
     relayed()
+    for lie in LIES:
+        await caller.get(b"/relay/o/a", lies(lie, shape))
+        request = await origin.next_request()
+        said = {name: value for name, value in request.headers if as_servers_see(name) in FORWARDING}
+        authority = f"127.0.0.1:{caller.port}".encode()
+        assert said == {
+            b"forwarded": b'for=127.0.0.1;host="%b";proto=http' % authority,
+            b"x-forwarded-for": b"127.0.0.1",
+            b"x-forwarded-proto": b"http",
+            b"x-forwarded-host": authority,
+            b"x-forwarded-prefix": b"/relay/o",
+        }
+        assert len([name for name, _ in request.headers if as_servers_see(name) in FORWARDING]) == len(said)
+        line = await logged.next()
+        assert line["client"] == "127.0.0.1"
+        assert request.values(b"x-request-id") == [line["request_id"].encode()] != [lie]
+
+
+def lies(lie: bytes, shape: str) -> list[tuple[bytes, bytes]]:
+    """All the fields that tell of a caller, with `lie` in them."""
     sent = []
     for name in sorted(FORWARDING | {b"x-request-id"}):
         if shape == "upper":
@@ -49,21 +68,7 @@ async def test_a_stranger_cannot_say_who_it_is(
             sent.append((name.replace(b"-", b"_", 1) if b"-" in name else b"_Forwarded", lie))
         else:
             sent += [(name, lie)] * (2 if shape == "twice" else 1)
-    await caller.get(b"/relay/o/a", sent)
-    (request,) = origin.requests
-    said = {name: value for name, value in request.headers if as_servers_see(name) in FORWARDING}
-    authority = f"127.0.0.1:{caller.port}".encode()
-    assert said == {
-        b"forwarded": b'for=127.0.0.1;host="%b";proto=http' % authority,
-        b"x-forwarded-for": b"127.0.0.1",
-        b"x-forwarded-proto": b"http",
-        b"x-forwarded-host": authority,
-        b"x-forwarded-prefix": b"/relay/o",
-    }
-    assert len([name for name, _ in request.headers if as_servers_see(name) in FORWARDING]) == len(said)
-    line = await logged.next()
-    assert line["client"] == "127.0.0.1"
-    assert request.values(b"x-request-id") == [line["request_id"].encode()] != [lie]
+    return sent
 
 
 @pytest.mark.parametrize("network", ["10.0.0.0/8", "127.0.0.2/32", "::1/128"])
@@ -123,13 +128,12 @@ NOMINATIONS = [
 
 
 @pytest.mark.parametrize("nomination", NOMINATIONS)
-@pytest.mark.parametrize("lines", [1, 3])
 async def test_no_nomination_takes_away_what_the_relay_says_or_injects(
-    origin: Origin, relayed: Relayed, caller: Caller, nomination: bytes, lines: int
+    origin: Origin, relayed: Relayed, caller: Caller, nomination: bytes
 ) -> None:
     injected = compile_changes([("set", "authorization", "Bearer ours"), ("set", "x-secret", "s3cret")])
     relayed(request_changes=HeaderChanges(*injected))
-    sent = [(b"Connection", nomination)] * lines + [
+    sent = [(b"Connection", nomination)] * 2 + [
         (b"Authorization", b"Bearer theirs"),
         (b"X-Secret", b"theirs"),
         (b"Relay-Key", b"rk_theirs"),

@@ -15,23 +15,23 @@ from tests.serving_ground import Ground
 ON_THE_WIRE = [path for path in DOT_SEGMENTS if path.startswith(b"/")]
 
 
-@pytest.mark.parametrize("path", ON_THE_WIRE)
 @pytest.mark.parametrize("form", [b"%b", b"http://localhost%b"])
 async def test_no_spelling_of_a_dot_segment_leaves_the_base_path(
-    origin: Origin, relayed: Relayed, ground: Ground, path: bytes, form: bytes
+    origin: Origin, relayed: Relayed, ground: Ground, form: bytes
 ) -> None:
     relayed(base_path=b"/v1/public")
-    target = form % (b"/relay/o" + path)
-    answer = await answer_to(ground, b"GET %b HTTP/1.1\r\nHost: localhost\r\n\r\n" % target)
-    assert (answer.status, error_type(answer)) == (400, "path-ambiguous")
+    for path in ON_THE_WIRE:
+        target = form % (b"/relay/o" + path)
+        answer = await answer_to(ground, b"GET %b HTTP/1.1\r\nHost: localhost\r\n\r\n" % target)
+        assert (answer.status, error_type(answer)) == (400, "path-ambiguous"), path
     assert origin.connections_made == 0
 
 
-@pytest.mark.parametrize("path", OUTSIDE)
-async def test_no_byte_outside_of_urls_passes(origin: Origin, relayed: Relayed, ground: Ground, path: bytes) -> None:
+async def test_no_byte_outside_of_urls_passes(origin: Origin, relayed: Relayed, ground: Ground) -> None:
     relayed(base_path=b"/v1/public")
-    answer = await answer_to(ground, b"GET /relay/o%b HTTP/1.1\r\nHost: localhost\r\n\r\n" % path)
-    assert answer.status == 400
+    for path in OUTSIDE:
+        answer = await answer_to(ground, b"GET /relay/o%b HTTP/1.1\r\nHost: localhost\r\n\r\n" % path)
+        assert answer.status == 400, path
     assert origin.connections_made == 0
 
 
