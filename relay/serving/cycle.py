@@ -140,7 +140,10 @@ class RelayCycle:
     def close(self) -> None:
         """Close the connection after what was said so far."""
         self._flush()
-        self.transport.close()
+        if self._protocol is not None:
+            self._protocol.close()
+        else:
+            self.transport.close()
 
     async def run_asgi(self, app: Application) -> None:
         try:

@@ -239,7 +239,9 @@ class RelayProtocol(HttpToolsProtocol):
         return len(data)
 
     def _refuse(self, error: RelayError) -> None:
-        """Tell of it after the answers to what came before; an answer that has begun is cut off instead."""
+        """Tell of it, once, after the answers to what came before; an answer that has begun is cut off instead."""
+        if self._over:
+            return
         self._over = True
         cycle = self.cycle
         broken = self._place == BODY
@@ -263,7 +265,7 @@ class RelayProtocol(HttpToolsProtocol):
             return
         self.transport.write(door.refusal_bytes(error, client=self._peer or ""))
         if self._door.lingering >= door.MOST_LINGERING or not self.transport.can_write_eof():
-            self.transport.close()
+            self.close()
             return
         self.transport.write_eof()
         self._lingering = True
@@ -295,7 +297,6 @@ class RelayProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         self._place = HEAD
-        self._head_bytes = 0
         self._idle_deadline = _NO_DEADLINE
         self.url = b""
         self.expect_100_continue = False
@@ -319,6 +320,7 @@ class RelayProtocol(HttpToolsProtocol):
             # They came behind a chunked body, all of which the parser had to be given.
             raise NotHTTP("too many pipelined requests")
         self._head_deadline = _NO_DEADLINE
+        self._head_bytes = self._fruitless_bytes = 0
         offered: dict[str, Any] = {SENT_TARGET: {"target": url}, TRAILERS: _OFFERED}
         if http_version == "1.1":
             offered[EARLY_HINT] = _OFFERED
@@ -443,6 +445,7 @@ class RelayProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         self.server_state.total_requests += 1
         if self.transport.is_closing():
+            self._await_taking()
             return
         if self.pipeline:
             cycle, app = self.pipeline.pop()
@@ -461,12 +464,21 @@ class RelayProtocol(HttpToolsProtocol):
     def pause_writing(self) -> None:
         """The caller takes less than it is sent."""
         super().pause_writing()
+        self._await_taking()
+
+    def _await_taking(self) -> None:
         self._stall_deadline = self.loop.time() + self._door.settings.stall_timeout_seconds
         self._wake_by(self._stall_deadline)
 
     def resume_writing(self) -> None:
         super().resume_writing()
         self._stall_deadline = _NO_DEADLINE
+
+    def close(self) -> None:
+        """Close the connection after what was written, but do not wait for ever until that is taken."""
+        self.transport.close()
+        self._head_deadline = self._idle_deadline = _NO_DEADLINE
+        self._await_taking()
 
     def _reset(self) -> None:
         """Close at once. What the kernel still holds for the caller goes too: it would wait for a caller who waits."""
@@ -519,15 +531,18 @@ class RelayProtocol(HttpToolsProtocol):
     def timeout_keep_alive_handler(self) -> None:
         self.timeout_keep_alive_task = None
         deadline = min(self._head_deadline, self._idle_deadline, self._stall_deadline)
-        if deadline == _NO_DEADLINE or self.transport.is_closing():
+        if deadline == _NO_DEADLINE:
             return
         if deadline > self.loop.time() + 0.001:  # uvloop's clock counts milliseconds
             self._wake_by(deadline)
         elif deadline == self._stall_deadline:
             door.note(CallerStalled(), client=self._peer or "")
             self._reset()
+        elif self.transport.is_closing():
+            self._head_deadline = self._idle_deadline = _NO_DEADLINE
+            self._await_taking()
         elif not self._over and (self._place == HEAD or self._start):
             self._show_out(RequestHeadTimedOut(f"{self._head_bytes + len(self._start)} bytes came"))
         else:
             # Nothing has begun, or nothing is waited for: an answer could be taken for that to another request.
-            self.transport.close()
+            self.close()

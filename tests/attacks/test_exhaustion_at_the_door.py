@@ -405,6 +405,44 @@ async def test_who_takes_nothing_of_its_answer_is_reset(
         assert (await caller.read_rest())[1] is Ended.RESET
 
 
+@pytest.mark.parametrize("options", [b"", b"Connection: close\r\n"])
+async def test_what_is_left_of_an_answer_when_the_connection_closes_is_not_kept_for_ever(
+    origin: Origin, relayed: Relayed, ground: Ground, settings: Settings, options: bytes
+) -> None:
+    settings.RELAY_STALL_TIMEOUT_SECONDS = 0.3
+    relayed()
+    large = 8 * 1024 * 1024
+    origin.on(b"/large", counted(large))
+    ground.server.config.timeout_keep_alive = 1
+    async with Caller(ground.port, buffer_bytes=8192) as caller:
+        (protocol,) = protocols(ground)
+        # Less than what stops a writer stays in the transport, behind what the kernel has taken.
+        protocol.transport.set_write_buffer_limits(high=2 * large)
+        await caller.send(b"GET /relay/o/large HTTP/1.1\r\nHost: localhost\r\n" + options + b"\r\n")
+        await origin.next_request()
+        await until(lambda: not protocols(ground), within=5)
+
+
+async def test_a_head_in_pieces_is_not_counted_with_the_one_before(ground: Ground) -> None:
+    async with Caller(ground.port) as caller:
+        head = [b"BREW /healthz HTTP/1.1\r\nHost: a\r\nX: ", b"a" * 40_000, b"\r\n\r\n"]
+        for pieces in (head, [b"".join(head)], head, [b"".join(head)]):
+            for piece in pieces:
+                await caller.send(piece)
+                await asyncio.sleep(0.01)
+            assert (await caller.read_head()).status == 200
+            await caller.read_body()
+
+
+async def test_a_refusal_is_said_once(ground: Ground, settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
+    settings.RELAY_MAX_TARGET_BYTES = 300
+    async with Caller(ground.port) as caller:
+        await caller.send(b"GET /" + b"a" * 400 + b" HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert await refused_with(caller) == (414, "target-too-long")
+    await until(lambda: not protocols(ground))
+    assert caplog.records == []
+
+
 async def test_who_takes_it_slowly_is_served_to_the_end(
     origin: Origin, relayed: Relayed, ground: Ground, settings: Settings
 ) -> None:
