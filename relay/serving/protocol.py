@@ -22,8 +22,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import socket
-import struct
 import urllib.parse
 from collections import deque
 from types import SimpleNamespace
@@ -46,6 +44,7 @@ from relay.errors import (
 from relay.serving import door
 from relay.serving.asgi import DISCONNECT, EARLY_HINT, SENT_TARGET, TRAILERS
 from relay.serving.cycle import RelayCycle
+from relay.upstreams.connection import reset
 
 LONGEST_METHOD = 64
 KNOWN_METHODS = frozenset(
@@ -63,8 +62,6 @@ STAND_IN = b"PATCH"
 """Means nothing for framing. Others that do not, such as POST, are in llhttp's eyes methods of RTSP, too."""
 LONGEST_TARGET = 0xFFFF
 """What `httptools.parse_url` takes; it refuses longer ones."""
-
-RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 BETWEEN, HEAD, BODY = range(3)
 
@@ -480,13 +477,6 @@ class RelayProtocol(HttpToolsProtocol):
         self._head_deadline = self._idle_deadline = _NO_DEADLINE
         self._await_taking()
 
-    def _reset(self) -> None:
-        """Close at once. What the kernel still holds for the caller goes too: it would wait for a caller who waits."""
-        connection = self.transport.get_extra_info("socket")
-        if connection is not None:
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
-        self.transport.abort()
-
     def read_on(self) -> None:
         """Unless as many requests wait already as may: those are answered first."""
         if not (self._start and self.pipeline):
@@ -537,7 +527,8 @@ class RelayProtocol(HttpToolsProtocol):
             self._wake_by(deadline)
         elif deadline == self._stall_deadline:
             door.note(CallerStalled(), client=self._peer or "")
-            self._reset()
+            # What the kernel still holds for the caller goes too: it would wait for a caller who waits.
+            reset(self.transport)
         elif self.transport.is_closing():
             self._head_deadline = self._idle_deadline = _NO_DEADLINE
             self._await_taking()
