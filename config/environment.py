@@ -493,8 +493,67 @@ VARIABLES: tuple[Variable, ...] = (
         name="RELAY_MAX_HEADER_BYTES",
         default="65536",
         expects="bytes from 1024 to 1048576",
-        help="Bound of a request's header names and values, added up; more is answered with 431.",
+        help="Bound of a request's head, counted as it arrives: request line and header fields. More is 431.",
         parse=_integer(1024, 1024 * 1024),
+    ),
+    Variable(
+        name="RELAY_MAX_HEADER_FIELDS",
+        default="256",
+        expects="a number from 16 to 10000",
+        help="How many header fields a request may have. More is 431.",
+        parse=_integer(16, 10_000),
+    ),
+    Variable(
+        name="RELAY_MAX_TARGET_BYTES",
+        default="16384",
+        expects="bytes from 256 to 65535",
+        help="Bound of a request's path and query. More is 414.",
+        parse=_integer(256, 65_535),
+    ),
+    Variable(
+        name="RELAY_HEAD_TIMEOUT_SECONDS",
+        default="15",
+        expects="seconds from 0.1 to 3600",
+        help=(
+            "In which a request's head has to arrive: from its first byte, on a new connection from the connection on. "
+            "What takes longer is 408."
+        ),
+        parse=_seconds(0.1, 3600),
+    ),
+    Variable(
+        name="RELAY_STALL_TIMEOUT_SECONDS",
+        default="300",
+        expects="seconds from 0.1 to 86400",
+        help=(
+            "How long a caller may leave an answer waiting before its connection is reset: in that time it has to take "
+            "some 48 KiB of what it was sent."
+        ),
+        parse=_seconds(0.1, 86_400),
+    ),
+    Variable(
+        name="RELAY_MAX_CONNECTIONS",
+        default=None,
+        default_words="half of the files that a worker may have open",
+        expects="a number from 1 to 1000000",
+        help="Bound of callers' connections to one worker. Further ones get 503.",
+        parse=_integer(1, 1_000_000),
+    ),
+    Variable(
+        name="RELAY_MAX_CONNECTIONS_PER_PEER",
+        default="512",
+        expects="a number from 1 to 1000000",
+        help=(
+            "Bound of connections to one worker from one IPv4 address or one IPv6 /64. Further ones get 429. This "
+            "machine itself and `TRUSTED_PROXIES` are exempt."
+        ),
+        parse=_integer(1, 1_000_000),
+    ),
+    Variable(
+        name="RELAY_MAX_FORM_BYTES",
+        default="10485760",
+        expects="bytes from 65536 to 1073741824",
+        help="Bound of a request's body where the relay's own pages answer, such as the admin. More is 413.",
+        parse=_integer(65_536, 1024**3),
     ),
     Variable(
         name="RELAY_ACCESS_LOG",

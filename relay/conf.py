@@ -34,7 +34,20 @@ class Conf:
     admin_hosts: tuple[str, ...]
     """The names that are the admin's alone. Empty: it answers at all of `allowed_hosts` that are not the relay's."""
     max_header_bytes: int
-    """Bound of a request's header names and values, added up."""
+    """Bound of a request's head: the request line and all header fields."""
+    max_header_fields: int
+    max_target_bytes: int
+    """Bound of a request's target: path and query."""
+    head_timeout_seconds: float
+    """For a request's head, from its first byte or, on a new connection, from the connection on."""
+    stall_timeout_seconds: float
+    """How long a caller may leave an answer waiting that it was sent."""
+    max_connections: int
+    """Of one worker. 0: half of the files that it may have open."""
+    max_connections_per_peer: int
+    """Of one worker, from one address."""
+    max_form_bytes: int
+    """Bound of a request's body where Django answers."""
     access_log: str
     """`stdout`, `off`, or a path that lines are appended to."""
     metrics_networks: tuple[str, ...]
@@ -53,6 +66,12 @@ class Conf:
 
 
 DEFAULT_MAX_HEADER_BYTES = 64 * 1024
+DEFAULT_MAX_HEADER_FIELDS = 256
+DEFAULT_MAX_TARGET_BYTES = 16 * 1024
+DEFAULT_HEAD_TIMEOUT_SECONDS = 15.0
+DEFAULT_STALL_TIMEOUT_SECONDS = 300.0
+DEFAULT_MAX_CONNECTIONS_PER_PEER = 512
+DEFAULT_MAX_FORM_BYTES = 10 * 1024 * 1024
 DEFAULT_CATALOG_POLL_SECONDS = 0.5
 DEFAULT_METRICS_NETWORKS = ("127.0.0.0/8", "::1/128")
 DEFAULT_TRANSPORT = "relay.upstreams.transport.PooledTransport"
@@ -68,6 +87,13 @@ def current() -> Conf:
         relay_hosts=tuple(getattr(settings, "RELAY_HOSTS", ())),
         admin_hosts=tuple(getattr(settings, "RELAY_ADMIN_HOSTS", ())),
         max_header_bytes=getattr(settings, "RELAY_MAX_HEADER_BYTES", DEFAULT_MAX_HEADER_BYTES),
+        max_header_fields=getattr(settings, "RELAY_MAX_HEADER_FIELDS", DEFAULT_MAX_HEADER_FIELDS),
+        max_target_bytes=getattr(settings, "RELAY_MAX_TARGET_BYTES", DEFAULT_MAX_TARGET_BYTES),
+        head_timeout_seconds=getattr(settings, "RELAY_HEAD_TIMEOUT_SECONDS", DEFAULT_HEAD_TIMEOUT_SECONDS),
+        stall_timeout_seconds=getattr(settings, "RELAY_STALL_TIMEOUT_SECONDS", DEFAULT_STALL_TIMEOUT_SECONDS),
+        max_connections=getattr(settings, "RELAY_MAX_CONNECTIONS", None) or 0,
+        max_connections_per_peer=getattr(settings, "RELAY_MAX_CONNECTIONS_PER_PEER", DEFAULT_MAX_CONNECTIONS_PER_PEER),
+        max_form_bytes=getattr(settings, "RELAY_MAX_FORM_BYTES", DEFAULT_MAX_FORM_BYTES),
         access_log=getattr(settings, "RELAY_ACCESS_LOG", "stdout"),
         metrics_networks=tuple(getattr(settings, "RELAY_METRICS_NETWORKS", DEFAULT_METRICS_NETWORKS)),
         metrics_folder=getattr(settings, "RELAY_METRICS_FOLDER", None),

@@ -45,6 +45,12 @@ class RequestRefused(RelayError):
     proxy_status = "http_request_error"
 
 
+class NotHTTP(RequestRefused):
+    type = "not-http"
+    title = "What arrived is no HTTP request"
+    advice = "Send requests of HTTP/1.1, one after the other, each as it says of itself."
+
+
 class PathRefused(RequestRefused):
     type = "path-ambiguous"
     title = "The path could be read in more than one way"
@@ -146,12 +152,54 @@ class CallerTimedOut(RelayError):
     proxy_status = "http_request_error"
 
 
+class RequestHeadTimedOut(RelayError):
+    status = 408
+    type = "request-head-timeout"
+    title = "The request's head did not arrive in time"
+    advice = "Send the request line and all header fields at once."
+    proxy_status = "http_request_error"
+
+
+class FormTimedOut(RelayError):
+    status = 408
+    type = "form-timeout"
+    title = "The request body did not arrive in time"
+    advice = "Send the body without pauses."
+    proxy_status = "http_request_error"
+
+
+class CallerStalled(RelayError):
+    """Only ever logged: its answer has begun."""
+
+    status = 408
+    type = "caller-stalled"
+    title = "The caller stopped taking the answer"
+    advice = "Read answers as they come."
+    proxy_status = "http_request_error"
+
+
 class RequestTooLarge(RelayError):
     status = 413
     type = "request-too-large"
     title = "The request body is larger than this upstream takes"
     advice = "Send a smaller body, or ask an admin to raise the upstream's max request bytes."
     proxy_status = "http_request_denied"
+
+
+class FormTooLarge(RelayError):
+    status = 413
+    type = "form-too-large"
+    title = "The request body is larger than the relay's own pages take"
+    advice = "Send a smaller body. If this was meant for an upstream, its path begins with /relay/."
+    proxy_status = "http_request_denied"
+
+
+class TargetTooLong(RelayError):
+    status = 414
+    type = "target-too-long"
+    title = "The request's URL is too long"
+    advice = "Send a shorter path and query, or send the data as a body."
+    proxy_status = "http_request_error"
 
 
 class HostRefused(RelayError):
@@ -176,6 +224,21 @@ class HeadersTooLarge(RelayError):
     title = "The request's header fields are too large"
     advice = "Send fewer or shorter header fields; cookies are the usual cause."
     proxy_status = "http_request_error"
+
+
+class HeaderFieldsTooMany(HeadersTooLarge):
+    type = "too-many-headers"
+    title = "The request has too many header fields"
+    advice = "Send fewer header fields."
+
+
+class TooManyConnections(RelayError):
+    status = 429
+    type = "too-many-connections"
+    title = "Too many connections come from this address"
+    advice = "Close connections that are not used, or use them again."
+    proxy_status = "http_request_denied"
+    retry_after_seconds = 1
 
 
 class LoopDetected(RelayError):
@@ -212,6 +275,24 @@ class CredentialUnusable(RelayError):
     title = "This upstream's credential cannot be used"
     advice = "Ask an admin to read the relay's log, which says why, and to set the credential again."
     proxy_status = "proxy_configuration_error"
+
+
+class BuffersFull(RelayError):
+    status = 503
+    type = "buffers-full"
+    title = "The relay holds as much of buffered answers as it may"
+    advice = "Wait as long as Retry-After says and try again; with HTTP/1.1, most answers need no buffer."
+    proxy_status = "proxy_internal_response"
+    retry_after_seconds = 1
+
+
+class ServerFull(RelayError):
+    status = 503
+    type = "server-full"
+    title = "The relay has as many connections as it may"
+    advice = "Wait as long as Retry-After says and try again."
+    proxy_status = "connection_limit_reached"
+    retry_after_seconds = 1
 
 
 class Draining(RelayError):

@@ -40,7 +40,8 @@ from relay.upstreams import exchange, transport
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 METRIC_ROOMS = (access_log, exchange, metrics, transport, watcher)
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
+TOP_PAGES = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")]
+PAGES = [*TOP_PAGES, *sorted(DOCS.glob("*.md"))]
 OWN_COMMANDS = ("audit", "credentials", "first_run", "mfa", "secrets", "serve", "signing", "upstreams")
 
 
@@ -283,6 +284,47 @@ def test_the_egress_table_gives_the_verdicts_of_the_guard() -> None:
             judgement = addresses.judge(network[0], allowed_networks=(network,))
             assert (str(judgement.verdict), judgement.allowed) == (verdict, can_be_opened == "yes"), cell
             assert not addresses.judge(network[0]).allowed, cell
+
+
+def proofs(region: str) -> dict[str, list[str]]:
+    """The rows of a table in docs/security.md: what is claimed, and the tests that prove it."""
+    page = (DOCS / "security.md").read_text(encoding="utf-8")
+    _, _, text = page.partition(f"<!-- {region}:begin -->")
+    rows = [line.strip("| ").split(" | ") for line in text.partition(f"<!-- {region}:end -->")[0].strip().splitlines()]
+    return {claim: re.findall(r"`([^`]+)`", tests) for claim, tests in rows[2:]}
+
+
+@pytest.mark.parametrize("region", ["promises", "attacks"])
+def test_every_promise_and_every_attack_has_tests_that_exist(region: str) -> None:
+    claimed = proofs(region)
+    assert len(claimed) > 10
+    for claim, tests in claimed.items():
+        assert tests, claim
+        for test in tests:
+            path, _, name = test.partition("::")
+            assert path.startswith("tests/"), test
+            text = (ROOT / path).read_text(encoding="utf-8")
+            assert re.search(rf"^(async )?def {name}\(" if name else r"^(async )?def test_", text, re.MULTILINE), test
+
+
+def test_every_attack_that_is_tried_is_listed() -> None:
+    listed = {test.partition("::")[0] for tests in proofs("attacks").values() for test in tests}
+    tried = {path.relative_to(ROOT).as_posix() for path in (ROOT / "tests" / "attacks").glob("test_*.py")}
+    assert tried
+    assert tried - listed == set()
+
+
+def test_the_bounds_at_the_door_are_the_settings() -> None:
+    table = (DOCS / "security.md").read_text(encoding="utf-8").partition("## The door")[2].partition("\n## ")[0]
+    named = re.findall(r"^\| [^|]+ \| `([A-Z_]+)` \| ([^|]+) \|", table, re.MULTILINE)
+    assert len(named) == 8
+    units = {"": 1, "s": 1, "KiB": 1024, "MiB": 1024**2}
+    defaults = {variable.name: variable.default for variable in VARIABLES}
+    for name, shown in named:
+        if match := re.match(r"(\d+) ?(s|KiB|MiB|)\b", shown):
+            assert defaults[name] == str(int(match[1]) * units[match[2]]), name
+        else:
+            assert defaults[name] is None, name
 
 
 def test_the_readme_names_the_one_test_command() -> None:

@@ -26,6 +26,8 @@ from relay.signals import server_shutdown, server_startup
 
 FLUSH_SECONDS = 0.25
 MAX_WAITING_LINES = 20_000
+MAX_PATH_BYTES = 1024
+"""What of a path is in its line, for callers decide how long one is."""
 CLOSE_SECONDS = 1.0
 """How long the end waits for a reader that takes nothing."""
 
@@ -64,6 +66,7 @@ class Entry:
         """The entry as JSON. Put together by hand: a JSON encoder takes three times as long for a line a request."""
         total_ms = (time.perf_counter() - self.started) * 1000
         head_ms = f"{(self.head_at - self.started) * 1000:.2f}" if self.head_at else "null"
+        path = self.path if len(self.path) <= MAX_PATH_BYTES else self.path[:MAX_PATH_BYTES] + b"..."
         extras = f',"detail":{_quoted(self.detail)}' if self.detail else ""
         if self.key:
             extras += f',"key":{_quoted(self.key)}'
@@ -74,7 +77,7 @@ class Entry:
         return (
             f'{{"time":"{_iso(self.wall)}","request_id":{_quoted(self.request_id.decode("ascii"))},'
             f'"client":{_quoted(self.client)},"method":{_quoted(self.method)},"upstream":{_quoted(self.slug)},'
-            f'"path":{_quoted(self.path.decode("ascii", "backslashreplace"))},"status":{self.status},'
+            f'"path":{_quoted(path.decode("ascii", "backslashreplace"))},"status":{self.status},'
             f'"outcome":{_quoted(self.outcome)},"bytes_in":{self.bytes_in},"bytes_out":{self.bytes_out},'
             f'"head_ms":{head_ms},"total_ms":{total_ms:.2f}{extras}}}'
         )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import enum
 import re
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_interface
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_interface
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -46,6 +46,7 @@ _IPV4: tuple[tuple[IPv4Network, Verdict], ...] = tuple(
         ("100.64.0.0/10", Verdict.SHARED),  # carrier-grade NAT, RFC 6598
         ("127.0.0.0/8", Verdict.LOOPBACK),
         ("169.254.0.0/16", Verdict.LINK_LOCAL),  # the metadata services of clouds
+        ("168.63.129.16/32", Verdict.RESERVED),  # Azure's WireServer, at every machine there: a metadata service
         ("172.16.0.0/12", Verdict.PRIVATE),
         ("192.0.0.0/24", Verdict.RESERVED),  # IETF protocol assignments
         ("192.0.2.0/24", Verdict.DOCUMENTATION),
@@ -146,6 +147,16 @@ def carried_addresses(address: Address) -> list[Address]:
     if number >> 32 & _LOW_32_BITS in _ISATAP_MARKS:
         carried.append(low)
     return carried
+
+
+def peer_block(address: str) -> str:
+    """What one peer is taken to have of addresses: its IPv4 address, or the /64 that its IPv6 address is from."""
+    parsed = ip_address(address)
+    if isinstance(parsed, IPv4Address):
+        return address
+    if parsed.ipv4_mapped is not None:
+        return str(parsed.ipv4_mapped)
+    return str(IPv6Network((int(parsed) >> 64 << 64, 64)))
 
 
 def _look_up(address: Address) -> tuple[Verdict, Network]:

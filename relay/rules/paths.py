@@ -15,6 +15,12 @@ _PLAIN = re.compile(rb"(?:/[A-Za-z0-9_~!$&'()*+,:=@-][A-Za-z0-9_~!$&'()*+,:=@.-]
 """Segments that need no second look: no escapes, no backslashes, no parameters, none that begins with a dot."""
 _OUTSIDE_URI = re.compile(rb"[\x00-\x20\x7f-\xff]|%(?:[01][0-9A-Fa-f]|7[Ff])")
 """Raw bytes no request target has, and control bytes in their escaped spelling."""
+_DOT_LOOKALIKE = re.compile(rb"%u(?:002e|ff0e)|\xef\xbc\x8e|(?:\xc0|\xe0\x80|\xf0\x80\x80)\xae", re.IGNORECASE)
+_SEPARATOR_LOOKALIKE = re.compile(
+    rb"%u(?:002f|ff0f|005c|ff3c)|\xef\xbc[\x8f\xbc]|(?:\xc0|\xe0\x80|\xf0\x80\x80)\xaf|(?:\xc1|\xe0\x81|\xf0\x80\x81)\x9c",
+    re.IGNORECASE,
+)
+"""What some servers take for these: their full-width forms, UTF-8 longer than it may be, and `%u` escapes."""
 _SEPARATOR = re.compile(rb"[/\\]")
 _DECODINGS = 8
 """Bound of the looks at one path: each costs its length, and nobody honest encodes that often."""
@@ -34,15 +40,15 @@ def split_relay_path(raw_path: bytes, *, mount_length: int) -> tuple[bytes, byte
 def check_path(path: bytes) -> None:
     """Raises `PathRefused` for dot segments in any spelling, control bytes and bytes outside of URIs.
 
-    Spellings: `..`, `%2e%2e`, `.%2E`; separated by `/`, `\\`, `%2f`, `%5c`; followed by `;parameters`; each of them
-    percent-encoded, as a whole or in parts, any number of times more.
+    Spellings: `..`, `%2e%2e`, `.%2E`; separated by `/`, `\\`, `%2f`, `%5c`; followed by `;parameters`; each of them in
+    characters that some take for them, and percent-encoded, as a whole or in parts, any number of times more.
     """
     if _PLAIN.fullmatch(path):
         return
     if _OUTSIDE_URI.search(path):
         raise PathRefused("control byte or byte outside of URIs")
     for _ in range(_DECODINGS):
-        for segment in _SEPARATOR.split(path):
+        for segment in _SEPARATOR.split(_SEPARATOR_LOOKALIKE.sub(b"/", _DOT_LOOKALIKE.sub(b".", path))):
             if segment.partition(b";")[0] in (b".", b".."):
                 raise PathRefused("dot segment")
         decoded = unquote_to_bytes(path)

@@ -15,6 +15,7 @@ from relay import conf
 from relay.conf import MOUNT
 from relay.serving import status
 from relay.serving.asgi import Application, Receive, Scope, Send, quieten_aborts
+from relay.serving.forms import Forms
 from relay.serving.handler import RelayHandler
 from relay.serving.hosts import place_of
 from relay.signals import server_shutdown, server_startup
@@ -35,7 +36,7 @@ def get_application() -> Application:
 class RelayApplication:
     def __init__(self) -> None:
         self._relay = RelayHandler()
-        self._django = ASGIHandler()
+        self._django = Forms(ASGIHandler())
         self._mount = MOUNT.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -66,6 +67,7 @@ class RelayApplication:
             message = await receive()
             if message["type"] == "lifespan.startup":
                 status.begin_anew()
+                self._django.open()
                 quieten_aborts()
                 try:
                     await server_startup.asend(sender=type(self))

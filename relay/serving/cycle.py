@@ -140,7 +140,10 @@ class RelayCycle:
     def close(self) -> None:
         """Close the connection after what was said so far."""
         self._flush()
-        self.transport.close()
+        if self._protocol is not None:
+            self._protocol.close()
+        else:
+            self.transport.close()
 
     async def run_asgi(self, app: Application) -> None:
         try:
@@ -183,8 +186,8 @@ class RelayCycle:
         if self.waiting_for_100_continue and not self.transport.is_closing():
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             self.waiting_for_100_continue = False
-        if not self._is_over():
-            self.flow.resume_reading()
+        if self.flow.read_paused and not self._is_over() and (protocol := self._protocol) is not None:
+            protocol.read_on()
         while not (self._news or self._is_over()):
             # Made only for who waits: most requests are answered without.
             if self._told is None:

@@ -1,4 +1,4 @@
-"""uvicorn's HTTP protocol with what the relay needs beyond it: every method, the target as it was sent, less work.
+"""uvicorn's HTTP protocol with what the relay needs beyond it: every method, exact targets, bounds, less work.
 
 Theory of operation. llhttp, in uvicorn's parser, is the one judge of where a message ends; its callbacks keep `_place`.
 It refuses methods that it does not know, so what stands at the beginning of a message is looked at first: a method that
@@ -11,11 +11,16 @@ body in the same segment, whose end only the parser finds.
 An `Upgrade` is declined by going on with the request as if it were not there. llhttp stops after such a head, the body
 unread; another parser, shown nothing of the head but its framing, reads that body.
 
+What has no upstream yet has bounds here, from `relay.serving.door`: a head's time and size are measured while it
+arrives, and of pipelined requests, what `MOST_WAITING` leave unread waits as the bytes it came as. One timer serves a
+connection for all of that: it is not moved for each request, but looks when it fires what is due.
+
 Answers are `relay.serving.cycle`'s.
 """
 
 from __future__ import annotations
 
+import asyncio
 import re
 import urllib.parse
 from collections import deque
@@ -26,9 +31,20 @@ import httptools
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, service_unavailable
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from relay.serving import status
+from relay.errors import (
+    CallerStalled,
+    HeaderFieldsTooMany,
+    HeadersTooLarge,
+    NotHTTP,
+    RelayError,
+    RequestHeadTimedOut,
+    RequestRefused,
+    TargetTooLong,
+)
+from relay.serving import door, status
 from relay.serving.asgi import DISCONNECT, EARLY_HINT, SENT_TARGET, TRAILERS
 from relay.serving.cycle import RelayCycle
+from relay.upstreams.connection import reset
 
 LONGEST_METHOD = 64
 KNOWN_METHODS = frozenset(
@@ -49,7 +65,8 @@ LONGEST_TARGET = 0xFFFF
 
 BETWEEN, HEAD, BODY = range(3)
 
-INVALID = "Invalid HTTP request received."  # as uvicorn words it
+MOST_WAITING = 32
+"""Pipelined requests of a connection that wait for those before them."""
 
 LINGER_SECONDS = 1.0
 """How long an idle connection stays open for a last request when another worker has this one's place."""
@@ -68,7 +85,7 @@ class RelayProtocol(HttpToolsProtocol):
         self._over = False
         """What still arrives is of no interest: the connection will be closed."""
         self._start = b""
-        """The beginning of a message, which does not tell its method yet."""
+        """The beginning of a message, which does not tell its method yet; or all that MOST_WAITING leave unread."""
         self._method: str | None = None
         """The method that STAND_IN stands for."""
         self._length: int | None = None
@@ -81,21 +98,51 @@ class RelayProtocol(HttpToolsProtocol):
         """The parser at work knows of that body alone."""
         self._answering: RelayCycle | None = None
         """Whose application was started last; `cycle` may be behind it in the pipeline."""
-        self._refusal_due = False
+        self._refusal_due: RelayError | None = None
+        self._door = door.door_of(self.server_state)
+        self._most_head_bytes = self._door.settings.max_header_bytes
+        self._most_target_bytes = self._door.settings.max_target_bytes
+        self._most_fields = self._door.settings.max_header_fields
+        self._head_bytes = 0
+        """How much has arrived of a head that is not whole."""
+        self._fruitless_bytes = 0
+        """How much has arrived of a chunked body since the last that was body."""
+        self._entered = False
+        self._lingering = False
+        self._head_deadline = _NO_DEADLINE
         self._idle_deadline = _NO_DEADLINE
         self._last = False
         """The server stops: the next answer is this connection's last."""
+        self._stall_deadline = _NO_DEADLINE
+        self._timer_at = _NO_DEADLINE
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        super().connection_made(transport)
+        refusal = self._door.enter(self._peer, connections=len(self.connections))
+        if refusal is None:
+            self._entered = True
+            self._await_head()
+        else:
+            self._show_out(refusal)
+
+    @property
+    def _peer(self) -> str | None:
+        return self.client[0] if self.client else None
 
     # What arrives.
 
     def data_received(self, data: bytes) -> None:
-        if self._place == BETWEEN and not self._start and not self._over:
+        if self._place == BETWEEN and not (
+            self._start or self.pipeline or self._over or len(data) > self._most_head_bytes
+        ):
             end = data.find(b" ", 0, LONGEST_METHOD)
             if end > 0 and data[:end] in KNOWN_METHODS:
                 end = data.find(b"\r\n\r\n", end)
                 if end < 0 or end + 4 == len(data):
                     used = self._feed(data)
                     if used == len(data):
+                        if self._place == HEAD:
+                            self._head_goes_on(used)
                         return
                     data = data[used:]
         self._feed_in_steps(data)
@@ -106,11 +153,16 @@ class RelayProtocol(HttpToolsProtocol):
         at, end = 0, len(data)
         while at < end and not self._over:
             cut = end
-            if self._place == BODY:
+            place = self._place
+            if place == BODY:
                 left = self._body_left()
                 if left > 0:
                     cut = min(end, at + left)
-            elif self._place == HEAD:
+            elif len(self.pipeline) >= MOST_WAITING:
+                self._start = data[at:]
+                self.flow.pause_reading()
+                return
+            elif place == HEAD:
                 # The empty line that ends the head may have begun in what came before; later ones are found whole.
                 line_end = data.find(b"\n", at, 4)
                 head_end = data.find(b"\r\n\r\n", max(at - 2, 0))
@@ -123,6 +175,8 @@ class RelayProtocol(HttpToolsProtocol):
                 method, following = found.groups()
                 if not following:
                     self._start = method
+                    if method:
+                        self._await_head()
                     return
                 if following == b" " and method and method not in KNOWN_METHODS:
                     self._method = method.decode()
@@ -132,7 +186,40 @@ class RelayProtocol(HttpToolsProtocol):
                 head_end = data.find(b"\r\n\r\n", at)
                 if head_end >= 0:
                     cut = head_end + 4
-            at += self._feed(data if cut - at == end else memoryview(data)[at:cut])
+            if place != BODY and self._head_bytes + cut - at > self._most_head_bytes:
+                self._refuse(self._too_large(data, at))
+                return
+            passed = self._body_bytes
+            used = self._feed(data if cut - at == end else memoryview(data)[at:cut])
+            at += used
+            if self._place == HEAD:
+                self._head_goes_on(used)
+            elif place == BODY == self._place and left < 0:
+                # Extensions of chunks, and trailers: the parser keeps the latter until each is whole.
+                self._fruitless_bytes = self._fruitless_bytes + used if self._body_bytes == passed else 0
+                if self._fruitless_bytes > self._most_head_bytes:
+                    self._refuse(HeadersTooLarge("of a chunked body"))
+
+    def _head_goes_on(self, added: int) -> None:
+        """What arrived has not ended the head."""
+        self._head_bytes += added
+        if len(self.url) > self._most_target_bytes:
+            self._refuse(TargetTooLong())
+        else:
+            self._await_head()
+
+    def _too_large(self, data: bytes, at: int) -> RelayError:
+        """What is wrong with a head that `data` has more of, from `at` on, than may be."""
+        longest = LONGEST_METHOD + self._most_target_bytes
+        if (self._place == BETWEEN or not self.url) and data.find(b"\r", at, at + longest) < 0:
+            return TargetTooLong()
+        return HeadersTooLarge(f"more than {self._most_head_bytes} bytes of a head")
+
+    def _await_head(self) -> None:
+        """Give the head that has begun, or has to begin, its time. While an answer is under way, it has all of that."""
+        if self._head_deadline == _NO_DEADLINE and (self._answering is None or self._answering.response_complete):
+            self._head_deadline = self.loop.time() + self._door.settings.head_timeout_seconds
+            self._wake_by(self._head_deadline)
 
     def _body_left(self) -> int:
         """How much of the body is to come; below 0 for one that is chunked."""
@@ -148,34 +235,53 @@ class RelayProtocol(HttpToolsProtocol):
         except httptools.HttpParserUpgrade as stop:
             self._after_upgrade()
             return int(stop.args[0])
-        except httptools.HttpParserError:
-            self._refuse()
+        except httptools.HttpParserError as problem:
+            own = problem.__context__
+            self._refuse(own if isinstance(own, RelayError) else NotHTTP(str(problem)))
         return len(data)
 
-    def _refuse(self) -> None:
-        """400, after the answers to what came before; an answer that has begun is cut off instead."""
+    def _refuse(self, error: RelayError) -> None:
+        """Tell of it, once, after the answers to what came before; an answer that has begun is cut off instead."""
+        if self._over:
+            return
         self._over = True
-        self.logger.warning(INVALID)
         cycle = self.cycle
         broken = self._place == BODY
         if broken and cycle is not self._answering:
             # Its application was not started, and will not be.
             self.pipeline.popleft()
         if self._answering is None or self._answering.response_complete:
-            self.send_400_response(INVALID)
+            self._show_out(error)
         elif not broken or cycle is not self._answering:
-            self._refusal_due = True
+            self._refusal_due = error
         elif cycle.response_started:
             cycle.close()
         else:
-            self.send_400_response(INVALID)
+            cycle.disconnect()
+            self._show_out(error)
+
+    def _show_out(self, error: RelayError) -> None:
+        """Answer with `error` and close the connection, but let what the caller still sends run out for a moment."""
+        self._over = True
+        if self.transport.is_closing():
+            return
+        self.transport.write(door.refusal_bytes(error, client=self._peer or ""))
+        if self._door.lingering >= door.MOST_LINGERING or not self.transport.can_write_eof():
+            self.close()
+            return
+        self.transport.write_eof()
+        self._lingering = True
+        self._door.lingering += 1
+        self.flow.resume_reading()
+        self._head_deadline = _NO_DEADLINE
+        self._idle_deadline = self.loop.time() + door.LINGER_SECONDS
+        self._wake_by(self._idle_deadline)
 
     def _after_upgrade(self) -> None:
         if self._upgrading:
             self._over = True
             self.handle_websocket_upgrade()
             return
-        self._unsupported_upgrade_warning()
         if self._declined is not None:
             framing, self._declined = self._declined, None
             callbacks = SimpleNamespace(on_body=self.on_body, on_message_complete=self.on_message_complete)
@@ -206,6 +312,17 @@ class RelayProtocol(HttpToolsProtocol):
             method = parser.get_method().decode("ascii")
         keep_alive = http_version != "1.0" and not self._last and parser.should_keep_alive()
         url = self.url
+        if http_version not in ("1.1", "1.0"):
+            raise NotHTTP(f"HTTP/{http_version}")
+        if len(self.headers) > self._most_fields:
+            raise HeaderFieldsTooMany(f"{len(self.headers)} header fields")
+        if len(url) > self._most_target_bytes:
+            raise TargetTooLong(f"{len(url)} bytes")
+        if len(self.pipeline) >= MOST_WAITING:
+            # They came behind a chunked body, all of which the parser had to be given.
+            raise NotHTTP("too many pipelined requests")
+        self._head_deadline = _NO_DEADLINE
+        self._head_bytes = self._fruitless_bytes = 0
         offered: dict[str, Any] = {SENT_TARGET: {"target": url}, TRAILERS: _OFFERED}
         if http_version == "1.1":
             offered[EARLY_HINT] = _OFFERED
@@ -233,6 +350,8 @@ class RelayProtocol(HttpToolsProtocol):
             raw_path, _, query = url.partition(b"?")
         else:
             parsed = httptools.parse_url(url)
+            if parsed.schema is not None:
+                self._check_authority(parsed.schema, url)
             raw_path, query = parsed.path, parsed.query or b""
         path = raw_path.decode("ascii")
         if "%" in path:
@@ -265,6 +384,14 @@ class RelayProtocol(HttpToolsProtocol):
         else:
             self.flow.pause_reading()
             self.pipeline.appendleft((cycle, app))  # type: ignore[arg-type]  # it stands in for uvicorn's
+
+    def _check_authority(self, scheme: bytes, url: bytes) -> None:
+        """RFC 9112 section 3.2.2: whoever writes a whole URL writes the same host into Host. A proxy in front may go by
+        the one, and we go by the other."""
+        authority = re.split(rb"[/?#]", url.partition(b"://")[2], maxsplit=1)[0].lower()
+        hosts = [value.lower() for name, value in self.headers if name == b"host"]
+        if scheme.lower() not in (b"http", b"https") or hosts != [authority]:
+            raise RequestRefused("the target is at another place than Host says")
 
     def _decline_upgrade(self, method: str) -> bool:
         """Whether the connection may carry another request. llhttp takes what follows this one's head for no HTTP."""
@@ -320,18 +447,53 @@ class RelayProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         self.server_state.total_requests += 1
         if self.transport.is_closing():
+            self._await_taking()
             return
-        self.flow.resume_reading()
         if self.pipeline:
             cycle, app = self.pipeline.pop()
             self._answer(cast(RelayCycle, cycle), app)
-        elif self._refusal_due:
-            self.send_400_response(INVALID)
-        elif self._place != HEAD:
+        elif self._refusal_due is not None:
+            self._show_out(self._refusal_due)
+            return
+        elif self._place == HEAD or self._start:
+            self._await_head()
+        else:
             self._watch_idleness()
+        self.read_on()
+        if self._start and not self.pipeline:
+            self._feed_in_steps(b"")
+
+    def pause_writing(self) -> None:
+        """The caller takes less than it is sent."""
+        super().pause_writing()
+        self._await_taking()
+
+    def _await_taking(self) -> None:
+        self._stall_deadline = self.loop.time() + self._door.settings.stall_timeout_seconds
+        self._wake_by(self._stall_deadline)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._stall_deadline = _NO_DEADLINE
+
+    def close(self) -> None:
+        """Close the connection after what was written, but do not wait for ever until that is taken."""
+        self.transport.close()
+        self._head_deadline = self._idle_deadline = _NO_DEADLINE
+        self._await_taking()
+
+    def read_on(self) -> None:
+        """Unless as many requests wait already as may: those are answered first."""
+        if not (self._start and self.pipeline):
+            self.flow.resume_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.connections.discard(self)
+        if self._entered:
+            self._door.leave(self._peer)
+        if self._lingering:
+            self._door.lingering -= 1
+        self._entered = self._lingering = False
         for cycle in {self.cycle, self._answering}:
             if cycle is not None:
                 cycle.disconnect()
@@ -357,28 +519,41 @@ class RelayProtocol(HttpToolsProtocol):
                 answering.keep_alive = False
         elif self._place == BETWEEN and not self._start:
             if not status.is_handing_over():
-                self.transport.close()
+                self.close()
                 return
-            if self.timeout_keep_alive_task is not None:
-                self.timeout_keep_alive_task.cancel()
-                self.timeout_keep_alive_task = None
             self._watch_idleness()
 
     def _watch_idleness(self) -> None:
-        """Close the connection if no request begins within the keep-alive time.
+        """Close the connection if no request begins within the keep-alive time."""
+        if not self._lingering:
+            self._idle_deadline = self.loop.time() + (LINGER_SECONDS if self._last else self.timeout_keep_alive)
+            self._wake_by(self._idle_deadline)
 
-        One timer serves the connection: it is not moved for each request, but looks when it fires what came of it.
-        """
-        self._idle_deadline = self.loop.time() + (LINGER_SECONDS if self._last else self.timeout_keep_alive)
-        if self.timeout_keep_alive_task is None:
-            self.timeout_keep_alive_task = self.loop.call_at(self._idle_deadline, self.timeout_keep_alive_handler)
+    def _wake_by(self, deadline: float) -> None:
+        """Have the timer look at `deadline` or before."""
+        if self.timeout_keep_alive_task is not None:
+            if self._timer_at <= deadline:
+                return
+            self.timeout_keep_alive_task.cancel()
+        self._timer_at = deadline
+        self.timeout_keep_alive_task = self.loop.call_at(deadline, self.timeout_keep_alive_handler)
 
     def timeout_keep_alive_handler(self) -> None:
         self.timeout_keep_alive_task = None
-        deadline = self._idle_deadline
-        if deadline == _NO_DEADLINE or self.transport.is_closing():
+        deadline = min(self._head_deadline, self._idle_deadline, self._stall_deadline)
+        if deadline == _NO_DEADLINE:
             return
-        if deadline <= self.loop.time() + 0.001:  # uvloop's clock counts milliseconds
-            self.transport.close()
+        if deadline > self.loop.time() + 0.001:  # uvloop's clock counts milliseconds
+            self._wake_by(deadline)
+        elif deadline == self._stall_deadline:
+            door.note(CallerStalled(), client=self._peer or "")
+            # What the kernel still holds for the caller goes too: it would wait for a caller who waits.
+            reset(self.transport)
+        elif self.transport.is_closing():
+            self._head_deadline = self._idle_deadline = _NO_DEADLINE
+            self._await_taking()
+        elif not self._over and (self._place == HEAD or self._start):
+            self._show_out(RequestHeadTimedOut(f"{self._head_bytes + len(self._start)} bytes came"))
         else:
-            self.timeout_keep_alive_task = self.loop.call_at(deadline, self.timeout_keep_alive_handler)
+            # Nothing has begun, or nothing is waited for: an answer could be taken for that to another request.
+            self.close()

@@ -43,6 +43,15 @@ CLOSING_SECONDS = 10.0
 _RESET = struct.pack("ii", 1, 0)
 
 
+def reset(transport: asyncio.Transport) -> None:
+    """Close at once, with a reset; what the kernel still holds for the peer goes too. Callers' connections as well."""
+    connection: socket.socket | None = transport.get_extra_info("socket")
+    if connection is not None:
+        with contextlib.suppress(OSError):
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    transport.abort()
+
+
 class Connection(asyncio.Protocol):
     """Made by a dialer, kept by a pool. Belongs to one event loop."""
 
@@ -170,11 +179,7 @@ class Connection(asyncio.Protocol):
         transport = self.transport
         if transport is None:
             return
-        connection: socket.socket | None = transport.get_extra_info("socket")
-        if connection is not None:
-            with contextlib.suppress(OSError):
-                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-        transport.abort()
+        reset(transport)
 
     def _give_up(self) -> None:
         self.wire = None

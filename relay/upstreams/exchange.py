@@ -31,6 +31,16 @@ from relay.upstreams.messages import SeamRequest
 slots: Counter[str] = Counter()
 """Exchanges in flight per slug, in this process. A slug without any has no entry."""
 
+MOST_HELD_BYTES = 256 * 1024 * 1024
+"""Of all buffered answers in this process together: callers of HTTP/1.0 decide that theirs are. One alone may have
+more, as far as its own bound goes."""
+_held_bytes = 0
+
+
+def held_bytes() -> int:
+    """What buffered answers hold at this moment."""
+    return _held_bytes
+
 
 IN_FLIGHT = Family("relay_exchanges_in_flight", "gauge", "Exchanges under way.", ("upstream",))
 
@@ -60,7 +70,7 @@ class RequestBody(httpx.AsyncByteStream):
 class Exchange:
     """A slot at an upstream and what is carried through it."""
 
-    __slots__ = ("_holds_slot", "_response", "body_bytes", "method", "request_body", "upstream")
+    __slots__ = ("_held_bytes", "_holds_slot", "_response", "body_bytes", "method", "request_body", "upstream")
 
     def __init__(self, upstream: Upstream, *, method: str) -> None:
         self.upstream = upstream
@@ -69,6 +79,7 @@ class Exchange:
         self.body_bytes = 0
         """Bytes of the answer's body passed on so far."""
         self._response: httpx.Response | None = None
+        self._held_bytes = 0
         self._holds_slot = False
 
     async def open(
@@ -141,12 +152,18 @@ class Exchange:
             _raise_relay_error(problem)
 
     async def whole_body(self, limit: int) -> bytes:
-        """The answer's body held in memory, for buffered delivery. Raises `BufferExceeded` over `limit` bytes."""
+        """The answer's body held in memory, for buffered delivery. Raises `BufferExceeded` over `limit` bytes, and
+        `BuffersFull` when all that are held have no room for it. What it holds is counted until `close`."""
+        global _held_bytes
         held = bytearray()
         async for chunk in self.body():
             held += chunk
+            self._held_bytes += len(chunk)
+            _held_bytes += len(chunk)
             if len(held) > limit:
                 raise errors.BufferExceeded(f"over {limit} bytes")
+            if self._held_bytes < _held_bytes > MOST_HELD_BYTES:
+                raise errors.BuffersFull(f"over {MOST_HELD_BYTES} bytes in all")
         return bytes(held)
 
     @property
@@ -157,6 +174,9 @@ class Exchange:
 
     def close(self) -> None:
         """Give back slot and connection. At any moment, any number of times."""
+        global _held_bytes
+        _held_bytes -= self._held_bytes
+        self._held_bytes = 0
         response, self._response = self._response, None
         if response is not None:
             # Every stream of the seam closes at once; an `aclose()` could be cancelled half-way.

@@ -125,7 +125,7 @@ async def test_bytes_that_no_target_has_are_refused(
 
 async def test_an_endless_target_is_refused(origin: Origin, relayed: Relayed, caller: Caller) -> None:
     relayed()
-    assert (await caller.get(b"/relay/o/a?" + b"b" * 70_000)).status == 400
+    assert (await caller.get(b"/relay/o/a?" + b"b" * 70_000)).status == 414
     assert origin.connections_made == 0
 
 

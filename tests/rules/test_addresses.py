@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.rules.addresses import Verdict, judge, parse_networks
+from relay.rules.addresses import Verdict, judge, parse_networks, peer_block
 
 
 def teredo(*, server: str, client: str) -> str:
@@ -230,3 +230,17 @@ def test_opening_everything_opens_all_but_what_is_never_allowed(address: IPv4Add
 def test_single_addresses_round_trip(addresses: list[IPv4Address | IPv6Address]) -> None:
     networks = parse_networks(", ".join(map(str, addresses)))
     assert networks == tuple(dict.fromkeys(ip_network(address) for address in addresses))
+
+
+@pytest.mark.parametrize(
+    ("address", "block"),
+    [
+        ("192.0.2.1", "192.0.2.1"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("2001:db8:1:2::1", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2:ffff:ffff:ffff:ffff", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+    ],
+)
+def test_a_peer_is_its_ipv4_address_or_its_ipv6_network(address: str, block: str) -> None:
+    assert peer_block(address) == block

@@ -49,7 +49,7 @@ def test_every_error_says_what_to_do_in_its_own_words(error: type[errors.RelayEr
     assert len(pairs) == len(response.pairs)
     assert pairs[b"content-length"] == b"%d" % len(response.whole)
     assert re.fullmatch(rb"[a-z0-9-]+; error=[a-z_]+", pairs[b"proxy-status"])
-    assert (b"retry-after" in pairs) == (error.status == 503)
+    assert (b"retry-after" in pairs) == (error.status in (429, 503))
     assert response.status_code == error.status
 
 
