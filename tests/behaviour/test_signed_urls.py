@@ -11,12 +11,14 @@ from uuid import uuid4
 import pytest
 
 from relay import catalog
+from relay.catalog import usage
 from relay.catalog.roster import Consumer, Roster, SigningKey
 from relay.rules import signing
 from relay.rules.grants import Grant
+from relay.serving import underway
 from tests.behaviour.conftest import Logged, upstream_at
-from tests.caller import Answer, Caller
-from tests.origin import Origin, Received, echo, reply
+from tests.caller import Answer, Caller, request_bytes
+from tests.origin import Gate, Origin, Received, drip, echo, reply
 from tests.serving_ground import ServedProcess
 
 SECRET = bytes(range(32))
@@ -152,7 +154,6 @@ MISPLACED = (400, "signature-misplaced")
         pytest.param(twice, b"GET", MISPLACED, id="twice"),
         pytest.param(lambda: changed(b"relay-s", b"relay%2ds"), b"GET", MISPLACED, id="name"),
         pytest.param(lambda: signed(b"/relay/p/x", slug=b"p"), b"GET", (404, "upstream-unknown"), id="upstream"),
-        pytest.param(lambda: signed(b"/relay/o/%2e%2e/x"), b"GET", (400, "path-ambiguous"), id="dot-segment"),
     ],
 )
 async def test_anything_else_opens_nothing_and_reaches_nobody(
@@ -170,6 +171,12 @@ async def test_anything_else_opens_nothing_and_reaches_nobody(
     line = await logged.next()
     assert (line["status"], line["outcome"]) == refusal
     assert "consumer" not in line
+    with pytest.raises(TimeoutError):
+        await origin.next_request(within=0.05)
+
+
+async def test_a_signature_makes_no_path_less_ambiguous(caller: Caller, origin: Origin) -> None:
+    assert problem(await caller.get(signed(b"/relay/o/%2e%2e/x"))) == (400, "path-ambiguous")
     with pytest.raises(TimeoutError):
         await origin.next_request(within=0.05)
 
@@ -263,6 +270,73 @@ async def test_other_answers_keep_the_upstreams_referrer_policy(
     publish(open_to_anyone=True)
     origin.otherwise(reply(200, [(b"Referrer-Policy", b"unsafe-url")]))
     assert (await caller.get(b"/relay/o/page")).values(b"referrer-policy") == [b"unsafe-url"]
+
+
+# What is under way.
+
+
+@pytest.mark.parametrize(
+    "end", [{"keys": ()}, {"is_on": False}, {"grants": ()}], ids=["revoked", "consumer-off", "grant-taken"]
+)
+async def test_what_is_fetched_is_cut_off_when_its_key_ends(
+    caller: Caller, origin: Origin, publish: Publish, logged: Logged, end: dict[str, Any]
+) -> None:
+    gate = Gate()
+    gate.open()
+    origin.on(b"/film", drip([b"one", b"two"], gate))
+    await caller.send(request_bytes(signed(b"/relay/o/film"), host=b"localhost"))
+    assert (await caller.read_head()).status == 200
+    assert await caller.read_chunk() == b"one"
+    publish(**end)
+    underway.judge_again(catalog.current())
+    assert not (await caller.read_body()).ended.cleanly
+    line = await logged.next()
+    assert (line["status"], line["outcome"], line["key"]) == (200, "key-revoked", ID)
+
+
+async def test_what_began_in_time_goes_on_past_its_urls_expiry_and_past_other_edits(
+    caller: Caller, origin: Origin, publish: Publish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate()
+    gate.open()
+    origin.on(b"/film", drip([b"one", b"two"], gate))
+    await caller.send(request_bytes(signed(b"/relay/o/film"), host=b"localhost"))
+    assert (await caller.read_head()).status == 200
+    assert await caller.read_chunk() == b"one"
+    monkeypatch.setattr(underway, "time", lambda: time.time() + 3600)
+    publish()
+    underway.judge_again(catalog.current())
+    gate.open(2)
+    assert await caller.read_chunk() == b"two"
+    assert (await caller.read_body()).ended.cleanly
+
+
+async def test_in_report_only_mode_a_wrong_signature_passes_and_is_told_of(
+    caller: Caller, origin: Origin, publish: Publish, logged: Logged, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(usage, "note_would_refuse", lambda *_: None)
+    publish(report_only=True)
+    good = signed(b"/relay/o/x?a")
+    for url, reason in [
+        (flipped(good), "signature-refused"),
+        (signed(b"/relay/o/x?a", lives=-1), "signature-expired"),
+        (good, None),
+    ]:
+        assert (await caller.get(url)).status == 200
+        assert (await origin.next_request()).target == b"/x?a"
+        assert (await logged.next()).get("would_refuse") == reason
+    assert problem(await caller.get(good + b"&b")) == MISPLACED
+
+
+async def test_a_signed_url_is_judged_by_its_signature_whatever_key_is_shown(
+    caller: Caller, origin: Origin, logged: Logged
+) -> None:
+    nobodys = [(b"Relay-Key", b"rk_" + b"a" * 8 + b"B" * 43)]
+    good = signed(b"/relay/o/x")
+    assert (await caller.get(good, nobodys)).status == 200
+    assert (await origin.next_request()).values(b"relay-key") == []
+    assert (await logged.next())["key"] == ID
+    assert problem(await caller.get(flipped(good), nobodys)) == REFUSED
 
 
 # The whole way, from the command to the wire and back.
