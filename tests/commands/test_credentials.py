@@ -390,7 +390,7 @@ def test_rotate_does_not_overwrite_what_was_set_meanwhile(
         return opens(ring, value, **where)
 
     monkeypatch.setattr(vault.Keyring, "open", written_meanwhile)
-    [column] = [column for column in sealed.columns() if column.column == "secret_sealed"]
+    [column] = [column for column in sealed.columns() if column.label == "credential.secret_sealed"]
     assert rotate(column, using="default").sealed_anew == 0
     monkeypatch.undo()
     assert bytes(Credential.objects.get().secret_sealed) == theirs

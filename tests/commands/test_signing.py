@@ -7,6 +7,7 @@ import json
 
 import pytest
 from django.core.management import CommandError, call_command
+from django.test import override_settings
 
 from relay.models import Consumer, ConsumerChange, SigningKey
 from relay.rules import signing
@@ -117,6 +118,17 @@ def test_sign_prints_the_url_alone(shop: Consumer) -> None:
 def test_what_cannot_be_signed_is_said(shop: Consumer, arguments: list[str], words: str) -> None:
     SigningKey.make(shop)
     assert words in refusal("sign", *arguments)
+
+
+def test_secrets_rotate_seals_them_with_the_newest_root(shop: Consumer) -> None:
+    with override_settings(RELAY_ENCRYPTION_KEYS=("former-root-" * 4,)):
+        secret = SigningKey.make(shop).secret()
+    with override_settings(RELAY_ENCRYPTION_KEYS=("newest-root-" * 4, "former-root-" * 4)):
+        out = io.StringIO()
+        call_command("secrets", "rotate", stdout=out)
+        assert "signingkey.secret_sealed: 1 sealed anew, 0 were already, 0 do not open" in out.getvalue()
+    with override_settings(RELAY_ENCRYPTION_KEYS=("newest-root-" * 4,)):
+        assert SigningKey.objects.get().secret() == secret
 
 
 def test_no_secret_is_ever_printed(shop: Consumer) -> None:
