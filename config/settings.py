@@ -214,6 +214,10 @@ def _may_see(permission_of: str) -> Callable[[HttpRequest], bool]:
     return lambda request: any(request.user.has_perm(permission_of.format(right)) for right in ("view", "change"))
 
 
+def _may_issue_keys(request: HttpRequest) -> bool:
+    return request.user.has_perm("relay.issue_apikey")
+
+
 UNFOLD: dict[str, Any] = {
     "SITE_TITLE": "Relay",
     "SITE_HEADER": "Relay",
@@ -247,6 +251,18 @@ UNFOLD: dict[str, Any] = {
                         "icon": "swap_horiz",
                         "link": reverse_lazy("admin:relay_upstream_changelist"),
                         "permission": _may_see("relay.{}_upstream"),
+                    },
+                    {
+                        "title": "Consumers",
+                        "icon": "apps",
+                        "link": reverse_lazy("admin:relay_consumer_changelist"),
+                        "permission": _may_see("relay.{}_consumer"),
+                    },
+                    {
+                        "title": "Keys",
+                        "icon": "key",
+                        "link": reverse_lazy("admin:relay_apikey_changelist"),
+                        "permission": _may_issue_keys,
                     },
                     {
                         "title": "Audit trail",

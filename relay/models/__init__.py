@@ -5,6 +5,7 @@ from __future__ import annotations
 from relay.models.audit import AuditEntry, Deed
 from relay.models.consumers import ApiKey, Consumer, Grant
 from relay.models.credentials import AuthStyle, Credential, CredentialKind
+from relay.models.key_states import KeyState
 from relay.models.revisions import Change, ConsumerChange, Recorded, RecordingQuerySet, Revision, record_changes
 from relay.models.upstreams import (
     Access,
@@ -34,6 +35,7 @@ __all__ = [
     "Grant",
     "HeaderRule",
     "HostHeader",
+    "KeyState",
     "Recorded",
     "RecordingQuerySet",
     "Revision",
