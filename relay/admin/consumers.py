@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from django import forms
 from django.contrib import admin, messages
+from django.contrib.auth import get_user_model
 from django.contrib.auth.models import User
 from django.db.models import Count, Exists, IntegerField, Max, OuterRef, QuerySet, Subquery, Value
 from django.db.models.functions import Coalesce
@@ -19,6 +20,7 @@ from django.utils.html import format_html
 from django.utils.text import capfirst
 from unfold.admin import ModelAdmin, TabularInline
 from unfold.decorators import display
+from unfold.forms import PaginationInlineFormSet
 from unfold.widgets import UnfoldAdminTextareaWidget, UnfoldAdminTextInputWidget
 
 from relay.admin import callers
@@ -33,9 +35,11 @@ if TYPE_CHECKING:
     _TabularInline = admin.TabularInline[Grant, Any]
     _GrantForm = forms.ModelForm[Grant]
     _ConsumerForm = forms.ModelForm[Consumer]
+    _FormSet = BaseInlineFormSet[Grant, Any, ModelForm[Grant]]
 else:
     _ModelAdmin, _TabularInline = ModelAdmin, TabularInline
     _GrantForm = _ConsumerForm = forms.ModelForm
+    _FormSet = PaginationInlineFormSet
 
 MOST_KEYS = 50
 """Of a consumer, on its page. The list of keys has the others."""
@@ -59,9 +63,18 @@ class GrantForm(_GrantForm):
         }
 
 
+class GrantFormSet(_FormSet):
+    def add_fields(self, form: ModelForm[Grant], index: int | None) -> None:
+        """Django takes a new consumer's id away, since saving makes another. Its grants are checked with this one."""
+        key = self.instance.pk
+        super().add_fields(form, index)
+        self.instance.pk = key
+
+
 class GrantInline(_TabularInline):
     model = Grant
     form = GrantForm
+    formset = GrantFormSet
     fields = ("upstream", "methods", "path_prefixes")
     autocomplete_fields = ("upstream",)
     extra = 0
@@ -109,7 +122,7 @@ class ConsumerAdmin(Switches, _ModelAdmin):
     list_fullwidth = True
     list_per_page = 50
     list_filter = ("enabled", KeysFilter, ("owner", admin.EmptyFieldListFilter))
-    search_fields = ("name", "owner__username", "notes")
+    search_fields = ("name", f"owner__{get_user_model().USERNAME_FIELD}", "notes")
     search_help_text = "Search by name, owner or notes"
     ordering = ("name",)
     actions = ("switch_on", "switch_off")
@@ -127,15 +140,13 @@ class ConsumerAdmin(Switches, _ModelAdmin):
         lent = Grant.objects.filter(group__user=OuterRef("owner")).exclude(
             upstream__in=Grant.objects.filter(consumer=OuterRef(OuterRef("pk"))).values("upstream")
         )
-        return (
-            super()
-            .get_queryset(request)
-            .annotate(
-                key_count=_number(keys.filter(in_force(timezone.now())).annotate(number=Count("pk"))),
-                used_at=Subquery(keys.annotate(moment=Max("last_used_at")).values("moment")),
-                upstream_count=_upstreams(own) + _upstreams(lent),
-            )
+        found = super().get_queryset(request)
+        annotated: QuerySet[Consumer] = found.annotate(
+            key_count=_number(keys.filter(in_force(timezone.now())).annotate(number=Count("pk"))),
+            used_at=Subquery(keys.annotate(moment=Max("last_used_at")).values("moment")),
+            upstream_count=_upstreams(own) + _upstreams(lent),
         )
+        return annotated
 
     @admin.display(ordering="name", description="name")
     def title(self, consumer: Consumer) -> str:
@@ -172,9 +183,9 @@ class ConsumerAdmin(Switches, _ModelAdmin):
 
     # The form
 
-    def get_autocomplete_fields(self, request: HttpRequest) -> Sequence[str]:
+    def get_autocomplete_fields(self, request: HttpRequest) -> tuple[str, ...]:
         """Where users have an admin that can be searched. Another project's may have none."""
-        users = self.admin_site._registry.get(Consumer._meta.get_field("owner").related_model)  # type: ignore[call-overload]
+        users = self.admin_site._registry.get(Consumer._meta.get_field("owner").related_model)
         return ("owner",) if users is not None and users.search_fields else ()
 
     def get_fieldsets(self, request: HttpRequest, obj: Consumer | None = None) -> Any:

@@ -118,12 +118,6 @@ class IssueForm(_Ends):
         if not user.has_perm("relay.add_grant"):
             del self.fields["upstream"]
 
-    def clean_opened(self) -> datetime:
-        try:
-            return datetime.fromisoformat(self.cleaned_data["opened"]).astimezone()
-        except ValueError:
-            raise ValidationError("Open the page anew.", code="invalid") from None
-
     def clean_new_consumer(self) -> str:
         name = " ".join(str(self.cleaned_data["new_consumer"]).split())
         if name and Consumer.objects.filter(name=name).exists():
@@ -132,6 +126,10 @@ class IssueForm(_Ends):
 
     def clean(self) -> dict[str, Any]:
         cleaned = super().clean()
+        try:
+            cleaned["opened"] = datetime.fromisoformat(cleaned.get("opened", "")).astimezone()
+        except ValueError:
+            self.add_error(None, "This page was too old, or not whole: look it over and press Issue again.")
         if self.fixed_consumer is not None:
             return cleaned
         chosen, made = cleaned.get("consumer"), cleaned.get("new_consumer")

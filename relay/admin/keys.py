@@ -243,7 +243,7 @@ class ApiKeyAdmin(_ModelAdmin):
                 return self._shown_once(request, key, text)
         if form.non_field_errors():
             # It has been said; sent once more, it is meant.
-            form.data = {**form.data.dict(), "opened": timezone.now().isoformat()}
+            form.data = {**request.POST.dict(), "opened": timezone.now().isoformat()}
         granted = callers.grants_of(consumer) if consumer else []
         may_call = [(upstream, callers.in_words(grants)) for upstream, grants in granted]
         title = f"Issue a key for {consumer}" if consumer else "Issue a key"
@@ -312,7 +312,7 @@ class ApiKeyAdmin(_ModelAdmin):
                 key.revoke()
                 self.log_change(request, key, "Revoked.")
         names = ", ".join(map(str, keys))
-        self.message_user(request, f"Revoked {names}: no worker takes it within 2 seconds from now.", messages.SUCCESS)
+        self.message_user(request, f"Revoked {names}. It acts in every worker within 2 seconds.", messages.SUCCESS)
 
     # What these have in common
 
