@@ -41,7 +41,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 METRIC_ROOMS = (access_log, exchange, metrics, transport, watcher)
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
-OWN_COMMANDS = ("audit", "credentials", "first_run", "mfa", "secrets", "serve", "upstreams")
+OWN_COMMANDS = ("audit", "credentials", "first_run", "keys", "mfa", "secrets", "serve", "upstreams")
 
 
 # What the regions hold.
@@ -240,10 +240,12 @@ def test_every_command_in_the_documents_exists() -> None:
     assert {command: pages for command, pages in named.items() if command not in get_commands()} == {}
 
 
-def test_every_action_of_the_upstreams_command_in_the_documents_exists() -> None:
-    parser = load_command_class("relay", "upstreams").create_parser("manage.py", "upstreams")
-    actions = {path.split()[1] for path, _ in _parsers("upstreams", parser)}
-    named = found_in_code(r"(?:manage\.py|^)\s*upstreams ([a-z]+)")
+@pytest.mark.parametrize("command", ["keys", "upstreams"])
+def test_every_action_of_the_commands_in_the_documents_exists(command: str) -> None:
+    parser = load_command_class("relay", command).create_parser("manage.py", command)
+    actions = {path.split()[1] for path, _ in _parsers(command, parser)}
+    named = found_in_code(rf"(?:manage\.py|^)\s*{command} ([a-z]+)")
+    assert named
     assert {action: pages for action, pages in named.items() if action not in actions} == {}
 
 

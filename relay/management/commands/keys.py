@@ -98,9 +98,11 @@ class Command(BaseCommand):
         for sub, otherwise in ((issue, "never"), (rotate, "when the old one would have")):
             end = sub.add_mutually_exclusive_group()
             end.add_argument(
-                "--expires-in", metavar="TIME", help=f"such as 90d or 12h; default: it expires {otherwise}"
+                "--expires-in", metavar="TIME", help=f"when it expires, such as 90d or 12h; default: {otherwise}"
             )
-            end.add_argument("--expires-at", metavar="MOMENT", help="such as 2030-01-31 or 2030-01-31T12:00:00Z")
+            end.add_argument(
+                "--expires-at", metavar="MOMENT", help="when it expires, such as 2030-01-31 or 2030-01-31T12:00:00Z"
+            )
 
     def handle(self, *, act: Callable[..., None], **options: Any) -> None:
         try:
