@@ -34,7 +34,10 @@ def curl_examples(
         found.append(Example("Read", _curl(*header, url)))
     if "POST" in methods:
         body = ("-H", "Content-Type: application/json", "-d", '{"hello": "world"}')
-        found.append(Example("Send JSON", _curl(*header, *body, url)))
+        if "GET" in methods:
+            found.append(Example("Send JSON", _curl(*header, *body, url)))
+        else:
+            found.append(Example("Send JSON, and follow the answer as it streams", _curl("-N", *header, *body, url)))
     if "GET" in methods:
         found.append(Example("Follow an event stream", _curl("-N", *header, "-H", "Accept: text/event-stream", url)))
     if not found:

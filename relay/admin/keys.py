@@ -107,8 +107,8 @@ class ApiKeyAdmin(_ModelAdmin):
         "state",
         "created_at",
         "created_by",
-        "expires_at",
-        "last_used_at",
+        "expires",
+        "last_used",
         "revoked_at",
         "rotated_to",
     )
@@ -189,13 +189,13 @@ class ApiKeyAdmin(_ModelAdmin):
     def created(self, key: ApiKey) -> tuple[str, ...]:
         return (local(key.created_at), f"by {key.created_by}") if key.created_by else (local(key.created_at),)
 
-    @admin.display(ordering="expires_at", description="expires", empty_value="never")
-    def expires(self, key: ApiKey) -> str | None:
-        return local(key.expires_at) or None
+    @admin.display(ordering="expires_at", description="expires")
+    def expires(self, key: ApiKey) -> str:
+        return local(key.expires_at) or "never"
 
-    @admin.display(ordering="last_used_at", description="last used", empty_value="never")
-    def last_used(self, key: ApiKey) -> str | None:
-        return local(key.last_used_at) or None
+    @admin.display(ordering="last_used_at", description="last used")
+    def last_used(self, key: ApiKey) -> str:
+        return local(key.last_used_at) or "never"
 
     @admin.display(description="")
     def acts(self, key: ApiKey) -> str:

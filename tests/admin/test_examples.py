@@ -32,6 +32,7 @@ def test_every_example_shows_the_key_that_is_asked_for() -> None:
     [
         ("PUT, DELETE", [f"curl -X PUT {URL}"]),
         ("HEAD", [f"curl -I {URL}"]),
+        ("POST", [f"""curl -N -H 'Content-Type: application/json' -d '{{"hello": "world"}}' {URL}"""]),
         ("GET", [f"curl {URL}", f"curl -N -H 'Accept: text/event-stream' {URL}"]),
     ],
 )
