@@ -120,7 +120,7 @@ class ApiKeyAdmin(_ModelAdmin):
     list_filter = (StateFilter,)
     search_fields = ("prefix", "label", "consumer__name")
     search_help_text = "Search by the beginning of the key, label or consumer"
-    ordering = ("-created_at", "-id")
+    ordering = ("-id",)  # the newest first, by an index
     actions = ("revoke_selected",)
     change_form_outer_before_template = "relay/admin/keys/acts_on_page.html"
     delete_selected_confirmation_template = "relay/admin/keys/delete_selected.html"
@@ -249,6 +249,7 @@ class ApiKeyAdmin(_ModelAdmin):
         title = f"Issue a key for {consumer}" if consumer else "Issue a key"
         return self._page(request, "issue", title, form=form, consumer=consumer, may_call=may_call)
 
+    @method_decorator(sensitive_variables())
     def _issue(self, request: HttpRequest, form: IssueForm) -> tuple[ApiKey, str]:
         """The key and its text; the consumer and the grant where they are wanted. All or nothing."""
         asked, user = form.cleaned_data, cast(User, request.user)

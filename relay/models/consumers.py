@@ -20,6 +20,7 @@ from django.db import DEFAULT_DB_ALIAS, models, transaction
 from django.db.models import Q
 from django.db.models.signals import m2m_changed, post_save, pre_delete
 from django.utils import timezone
+from django.views.decorators.debug import sensitive_variables
 
 from relay import vault
 from relay.models.revisions import (
@@ -140,6 +141,7 @@ class ApiKey(Recorded):
         return (self.consumer_id,)
 
     @classmethod
+    @sensitive_variables("text")
     def issue(cls, consumer: Consumer, **fields: Any) -> tuple[ApiKey, str]:
         """A new key and its text, which nothing can tell again. Raises ValidationError."""
         text = keys.make(secrets.token_bytes)
@@ -150,6 +152,7 @@ class ApiKey(Recorded):
         key.save()
         return key, text
 
+    @sensitive_variables("text")
     def rotate(self, *, grace: timedelta, **fields: Any) -> tuple[ApiKey, str]:
         """A new key in this one's place, and its text. This one works until `grace` is over. Raises ValidationError."""
         now = timezone.now()
