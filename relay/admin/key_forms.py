@@ -163,6 +163,7 @@ class RotateForm(_Ends):
         field = self.fields["ends"]
         field.label = "The new key expires"
         if key.expires_at is not None:
+            self.initial["ends"] = SAME
             field.choices = [(SAME, f"When the old one would have ({local(key.expires_at)})"), *ENDS.items()]  # type: ignore[attr-defined]
 
     def expires_at(self) -> datetime | None:

@@ -169,14 +169,14 @@ class ApiKey(Recorded):
             self.rotated_to = following
             end = now + grace
             self.expires_at = end if self.expires_at is None else min(end, self.expires_at)
-            self.save()
+            self.save(update_fields=("rotated_to", "expires_at"))
         return following, text
 
     def revoke(self) -> None:
         """Have it open nothing from now on. Any number of times."""
         if self.revoked_at is None:
             self.revoked_at = timezone.now()
-            self.save()
+            self.save(update_fields=("revoked_at",))
 
     def is_live(self, moment: datetime) -> bool:
         return self.revoked_at is None and (self.expires_at is None or moment < self.expires_at)

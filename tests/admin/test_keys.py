@@ -279,6 +279,7 @@ def test_the_new_key_can_keep_the_end_of_the_old_one_or_get_another(admin_client
     end = timezone.now() + timedelta(days=3)
     for ends, expected in (("same", end), ("never", None)):
         key, _ = ApiKey.issue(batch, expires_at=end)
+        assert admin_client.get(page_of(key, "rotate")).context["form"]["ends"].value() == "same"
         admin_client.post(page_of(key, "rotate"), {"grace": "3600", "ends": ends})
         key.refresh_from_db()
         assert key.rotated_to is not None
