@@ -18,7 +18,7 @@ from django.urls import reverse
 from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.text import capfirst
-from unfold.admin import ModelAdmin, TabularInline
+from unfold.admin import TabularInline
 from unfold.decorators import display
 from unfold.forms import PaginationInlineFormSet
 from unfold.widgets import UnfoldAdminTextareaWidget, UnfoldAdminTextInputWidget
@@ -27,6 +27,7 @@ from relay.admin import callers
 from relay.admin.forms import LinesField, exact
 from relay.admin.keys import StateShown, acts_on, state_shown
 from relay.admin.switching import Switches
+from relay.admin.trails import TrailedAdmin
 from relay.models import ApiKey, Consumer, Grant
 from relay.models.key_states import in_force, local
 
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     _ConsumerForm = forms.ModelForm[Consumer]
     _FormSet = BaseInlineFormSet[Grant, Any, ModelForm[Grant]]
 else:
-    _ModelAdmin, _TabularInline = ModelAdmin, TabularInline
+    _ModelAdmin, _TabularInline = TrailedAdmin, TabularInline
     _GrantForm = _ConsumerForm = forms.ModelForm
     _FormSet = PaginationInlineFormSet
 

@@ -24,12 +24,12 @@ from django.utils import timezone
 from django.utils.decorators import method_decorator
 from django.utils.html import format_html
 from django.views.decorators.debug import sensitive_variables
-from unfold.admin import ModelAdmin
 from unfold.decorators import display
 
 from relay.admin import callers
 from relay.admin.examples import Example, curl_examples, programs
 from relay.admin.key_forms import IssueForm, RotateForm
+from relay.admin.trails import TrailedAdmin
 from relay.admin.upstreams import relay_url
 from relay.models import ApiKey, Consumer, ConsumerChange, Grant, KeyState, Upstream, record_changes
 from relay.models.key_states import expiring, in_force, local, not_over, state_of, unused, words_for
@@ -38,7 +38,7 @@ from relay.rules.keys import prefix_of
 if TYPE_CHECKING:
     _ModelAdmin = admin.ModelAdmin[ApiKey]
 else:
-    _ModelAdmin = ModelAdmin
+    _ModelAdmin = TrailedAdmin
 
 _Row = TypeVar("_Row", bound=Model)
 

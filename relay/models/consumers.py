@@ -129,7 +129,6 @@ class ApiKey(Recorded):
 
     class Meta:
         verbose_name = "key"
-        permissions = (("issue_apikey", "Can see and issue keys"),)
         ordering = ("-created_at", "-id")
         base_manager_name = "objects"
         permissions = (("issue_apikey", "Can see and issue keys"),)

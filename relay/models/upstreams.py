@@ -118,7 +118,7 @@ class Upstream(Recorded):
         max_length=10,
         choices=Access,
         default=Access.KEY,
-        help_text="Who may call it. A key opens it when its consumer, or a group of its owner, has a grant here.",
+        help_text="Who may call it. Callers with a key need a grant of this upstream as well.",
     )
     allowed_methods = models.CharField(
         max_length=500,

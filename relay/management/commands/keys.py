@@ -15,13 +15,14 @@ from typing import Any
 
 from django.contrib.auth import get_user_model
 from django.core.exceptions import ValidationError
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
 from django.db import Error, transaction
 from django.db.models import Q
 from django.utils import timezone
 from django.utils.dateparse import parse_datetime
 
 from relay.catalog import loader
+from relay.management.authored import AuthoredCommand
 from relay.management.commands.upstreams import find_all, print_table, sentences
 from relay.models import Access, ApiKey, Consumer, Grant, Upstream
 from relay.models.key_states import local, not_over, state_of, words_for
@@ -34,7 +35,7 @@ _DURATION = re.compile(r"(\d{1,12})([smhdw]?)")
 _PREFIX = re.compile(r"rk_[a-z0-9]{8}")
 
 
-class Command(BaseCommand):
+class Command(AuthoredCommand):
     help = "Issue, list, rotate and revoke the keys of consumers."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
