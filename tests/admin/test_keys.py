@@ -81,7 +81,7 @@ def test_a_new_key_is_shown_once_with_examples_and_works(
     assert_kept_nowhere(text, admin_client)
     assert text[11:] not in caplog.text
     for url in (LIST, page_of(row), page_of(row, "history"), f"/admin/relay/consumer/{batch.pk}/change/"):
-        later = admin_client.get(url).content.decode()
+        later = admin_client.get(url, follow=True).content.decode()
         assert row.prefix in later
         assert text[11:] not in later
         assert row.digest not in later
