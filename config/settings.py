@@ -261,6 +261,18 @@ UNFOLD: dict[str, Any] = {
                         "permission": _may_see("relay.{}_upstream"),
                     },
                     {
+                        "title": "Consumers",
+                        "icon": "apps",
+                        "link": reverse_lazy("admin:relay_consumer_changelist"),
+                        "permission": _may_see("relay.{}_consumer"),
+                    },
+                    {
+                        "title": "Keys",
+                        "icon": "key",
+                        "link": reverse_lazy("admin:relay_apikey_changelist"),
+                        "permission": _may_issue_keys,
+                    },
+                    {
                         "title": "Signing keys",
                         "icon": "link",
                         "link": reverse_lazy("admin:relay_signingkey_changelist"),

@@ -42,7 +42,7 @@ DOCS = ROOT / "docs"
 METRIC_ROOMS = (access_log, exchange, metrics, transport, watcher)
 TOP_PAGES = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")]
 PAGES = [*TOP_PAGES, *sorted(DOCS.glob("*.md"))]
-OWN_COMMANDS = ("audit", "credentials", "first_run", "mfa", "secrets", "serve", "signing", "upstreams")
+OWN_COMMANDS = ("audit", "credentials", "first_run", "keys", "mfa", "secrets", "serve", "signing", "upstreams")
 
 
 # What the regions hold.
@@ -242,10 +242,12 @@ def test_every_command_in_the_documents_exists() -> None:
     assert {command: pages for command, pages in named.items() if command not in get_commands()} == {}
 
 
-def test_every_action_of_the_upstreams_command_in_the_documents_exists() -> None:
-    parser = load_command_class("relay", "upstreams").create_parser("manage.py", "upstreams")
-    actions = {path.split()[1] for path, _ in _parsers("upstreams", parser)}
-    named = found_in_code(r"(?:manage\.py|^)\s*upstreams ([a-z]+)")
+@pytest.mark.parametrize("command", ["keys", "upstreams"])
+def test_every_action_of_the_commands_in_the_documents_exists(command: str) -> None:
+    parser = load_command_class("relay", command).create_parser("manage.py", command)
+    actions = {path.split()[1] for path, _ in _parsers(command, parser)}
+    named = found_in_code(rf"(?:manage\.py|^)\s*{command} ([a-z]+)")
+    assert named
     assert {action: pages for action, pages in named.items() if action not in actions} == {}
 
 

@@ -27,7 +27,7 @@ def _settled(text: str | None) -> str:
     return (text or "").replace("\r\n", "\n").strip()
 
 
-def _exact(**attributes: Any) -> dict[str, Any]:
+def exact(**attributes: Any) -> dict[str, Any]:
     """For text that machines read: one width per letter, and no browser that corrects it."""
     return {"class": "relay-exact", "spellcheck": "false", "autocapitalize": "off", "autocomplete": "off", **attributes}
 
@@ -60,17 +60,17 @@ class UpstreamForm(_UpstreamForm):
             "ca_bundle": LinesField,
         }
         widgets: ClassVar[dict[str, forms.Widget]] = {
-            "slug": UnfoldAdminTextInputWidget(_exact()),
-            "base_url": UnfoldAdminTextInputWidget(_exact(placeholder="https://api.example.com/v1", inputmode="url")),
+            "slug": UnfoldAdminTextInputWidget(exact()),
+            "base_url": UnfoldAdminTextInputWidget(exact(placeholder="https://api.example.com/v1", inputmode="url")),
             "description": UnfoldAdminTextareaWidget({"rows": 3}),
-            "allowed_methods": UnfoldAdminTextInputWidget(_exact()),
-            "cors_allowed_origins": UnfoldAdminTextareaWidget(_exact(rows=3, placeholder="https://app.example.com")),
-            "cors_allowed_methods": UnfoldAdminTextInputWidget(_exact()),
-            "cors_allowed_headers": UnfoldAdminTextInputWidget(_exact()),
-            "cors_exposed_headers": UnfoldAdminTextInputWidget(_exact()),
-            "allowed_networks": UnfoldAdminTextareaWidget(_exact(rows=3, placeholder="10.20.0.0/16")),
-            "ca_bundle": UnfoldAdminTextareaWidget(_exact(rows=8, cols=64, placeholder="-----BEGIN CERTIFICATE-----")),
-            "outbound_proxy": UnfoldAdminTextInputWidget(_exact(inputmode="url")),
+            "allowed_methods": UnfoldAdminTextInputWidget(exact()),
+            "cors_allowed_origins": UnfoldAdminTextareaWidget(exact(rows=3, placeholder="https://app.example.com")),
+            "cors_allowed_methods": UnfoldAdminTextInputWidget(exact()),
+            "cors_allowed_headers": UnfoldAdminTextInputWidget(exact()),
+            "cors_exposed_headers": UnfoldAdminTextInputWidget(exact()),
+            "allowed_networks": UnfoldAdminTextareaWidget(exact(rows=3, placeholder="10.20.0.0/16")),
+            "ca_bundle": UnfoldAdminTextareaWidget(exact(rows=8, cols=64, placeholder="-----BEGIN CERTIFICATE-----")),
+            "outbound_proxy": UnfoldAdminTextInputWidget(exact(inputmode="url")),
         }
         error_messages: ClassVar[dict[str, dict[str, str]]] = {
             "slug": {"unique": "Another upstream has this slug: choose another."}
@@ -80,6 +80,6 @@ class UpstreamForm(_UpstreamForm):
 class HeaderRuleForm(_HeaderRuleForm):
     class Meta:
         widgets: ClassVar[dict[str, forms.Widget]] = {
-            "name": UnfoldAdminTextInputWidget(_exact(placeholder="User-Agent")),
-            "value": UnfoldAdminTextInputWidget(_exact()),
+            "name": UnfoldAdminTextInputWidget(exact(placeholder="User-Agent")),
+            "value": UnfoldAdminTextInputWidget(exact()),
         }

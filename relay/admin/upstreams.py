@@ -11,10 +11,8 @@ from html import unescape
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from django.contrib import admin, messages
-from django.contrib.admin.models import CHANGE, LogEntry
 from django.contrib.auth.models import User
 from django.core.exceptions import PermissionDenied
-from django.db import transaction
 from django.db.models import F, QuerySet, Value
 from django.db.models.functions import Coalesce, NullIf
 from django.forms import BaseInlineFormSet, ModelForm
@@ -28,9 +26,10 @@ from django.utils.text import capfirst
 from unfold.admin import TabularInline
 from unfold.decorators import display
 
-from relay.admin import credentials, documentation
+from relay.admin import callers, credentials, documentation
 from relay.admin.examples import curl_examples
 from relay.admin.forms import HeaderRuleForm, UpstreamForm
+from relay.admin.switching import Switches
 from relay.admin.trails import TrailedAdmin
 from relay.models import Access, CookieMode, HeaderRule, JarCookie, Upstream, empty_jar, usage
 from relay.models.upstreams import POINTING_FIELDS
@@ -89,7 +88,7 @@ class HeaderRuleInline(_TabularInline):
 
 
 @admin.register(Upstream)
-class UpstreamAdmin(_ModelAdmin):
+class UpstreamAdmin(Switches, _ModelAdmin):
     form = UpstreamForm
     inlines = (HeaderRuleInline,)
     save_as = True
@@ -223,30 +222,6 @@ class UpstreamAdmin(_ModelAdmin):
             return lookup == "outbound_proxy__isempty"
         return super().lookup_allowed(lookup, value, request)
 
-    @admin.action(permissions=("change",), description="Switch on selected upstreams")
-    def switch_on(self, request: HttpRequest, chosen: QuerySet[Upstream]) -> None:
-        self._switch(request, chosen, enabled=True)
-
-    @admin.action(permissions=("change",), description="Switch off selected upstreams")
-    def switch_off(self, request: HttpRequest, chosen: QuerySet[Upstream]) -> None:
-        self._switch(request, chosen, enabled=False)
-
-    def _switch(self, request: HttpRequest, chosen: QuerySet[Upstream], *, enabled: bool) -> None:
-        """Those that are so already are left as they are, their last change with them."""
-        user = cast(User, request.user)
-        with transaction.atomic():
-            total = chosen.count()
-            others = chosen.filter(enabled=not enabled)
-            word = "on" if enabled else "off"
-            LogEntry.objects.log_actions(user.pk, others, CHANGE, f"Switched {word}.")
-            count = others.update(enabled=enabled, changed_by=user)
-        left = f"; {total - count} {'was' if total - count == 1 else 'were'} {word} already" if count < total else ""
-        self.message_user(
-            request,
-            f"{count} upstream{'' if count == 1 else 's'} switched {word}{left}.",
-            messages.SUCCESS if count else messages.INFO,
-        )
-
     # The form
 
     def has_add_permission(self, request: HttpRequest) -> bool:
@@ -281,6 +256,7 @@ class UpstreamAdmin(_ModelAdmin):
             if saved.cookie_mode == CookieMode.JAR:
                 context["jar"] = _cookies(JarCookie.objects.filter(upstream=saved).count())
                 context["may_empty_jar"] = self.has_change_permission(request, saved)
+            context["callers"] = callers.of(saved, cast(User, request.user))
         return super().render_change_form(request, context, add=add, change=change, form_url=form_url, obj=obj)
 
     def save_model(self, request: HttpRequest, obj: Upstream, form: ModelForm[Upstream], change: bool) -> None:

@@ -6,6 +6,7 @@ from relay.models.audit import AuditEntry, Deed
 from relay.models.consumers import ApiKey, Consumer, Grant
 from relay.models.credentials import AuthStyle, Credential, CredentialKind
 from relay.models.jars import JarCookie, empty_jar
+from relay.models.key_states import KeyState
 from relay.models.revisions import (
     Change,
     ConsumerChange,
@@ -48,6 +49,7 @@ __all__ = [
     "HostHeader",
     "JarChange",
     "JarCookie",
+    "KeyState",
     "Recorded",
     "RecordingQuerySet",
     "Revision",

@@ -16,10 +16,11 @@ from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Group
 from django.core.exceptions import ValidationError
 from django.core.validators import RegexValidator
-from django.db import models, transaction
+from django.db import DEFAULT_DB_ALIAS, models, transaction
 from django.db.models import Q
 from django.db.models.signals import m2m_changed, post_save, pre_delete
 from django.utils import timezone
+from django.views.decorators.debug import sensitive_variables
 
 from relay import vault
 from relay.models.revisions import (
@@ -139,6 +140,7 @@ class ApiKey(Recorded):
         return (self.consumer_id,)
 
     @classmethod
+    @sensitive_variables("text")
     def issue(cls, consumer: Consumer, **fields: Any) -> tuple[ApiKey, str]:
         """A new key and its text, which nothing can tell again. Raises ValidationError."""
         text = keys.make(secrets.token_bytes)
@@ -149,27 +151,31 @@ class ApiKey(Recorded):
         key.save()
         return key, text
 
+    @sensitive_variables("text")
     def rotate(self, *, grace: timedelta, **fields: Any) -> tuple[ApiKey, str]:
         """A new key in this one's place, and its text. This one works until `grace` is over. Raises ValidationError."""
         now = timezone.now()
-        if not self.is_live(now):
-            raise ValidationError("This key is no longer in force: issue a new one instead.", code="dead")
-        if self.rotated_to is not None:
-            raise ValidationError(f"This key was rotated already, to {self.rotated_to}.", code="rotated")
         with transaction.atomic():
+            # First the lock that every writer takes, so that of two who rotate it the second is refused.
+            record_changes((self.consumer_id,), kind=ConsumerChange, using=DEFAULT_DB_ALIAS)
+            self.refresh_from_db()
+            if not self.is_live(now):
+                raise ValidationError("This key is no longer in force: issue a new one instead.", code="dead")
+            if self.rotated_to is not None:
+                raise ValidationError(f"This key was rotated already, to {self.rotated_to}.", code="rotated")
             fields = {"label": self.label, "expires_at": self.expires_at, **fields}
             following, text = type(self).issue(self.consumer, **fields)
             self.rotated_to = following
             end = now + grace
             self.expires_at = end if self.expires_at is None else min(end, self.expires_at)
-            self.save()
+            self.save(update_fields=("rotated_to", "expires_at"))
         return following, text
 
     def revoke(self) -> None:
         """Have it open nothing from now on. Any number of times."""
         if self.revoked_at is None:
             self.revoked_at = timezone.now()
-            self.save()
+            self.save(update_fields=("revoked_at",))
 
     def is_live(self, moment: datetime) -> bool:
         return self.revoked_at is None and (self.expires_at is None or moment < self.expires_at)
@@ -220,6 +226,31 @@ class Grant(Recorded):
     @property
     def audit_name(self) -> str:
         return self.methods or "any method"
+
+    @classmethod
+    def add_lacking(
+        cls, consumer: Consumer, upstream: Upstream, *, methods: str = "", prefixes: str = ""
+    ) -> Grant | None:
+        """The grant that was added, or None where the consumer's own ones do. Raises ValidationError.
+
+        Without methods and prefixes any grant there will do: asking for no more than to call widens nothing.
+        """
+        wanted = cls(consumer=consumer, upstream=upstream, methods=methods, path_prefixes=prefixes)
+        wanted.clean()
+        held = cls.objects.filter(consumer=consumer, upstream=upstream)
+        if any(grant.covers(wanted) for grant in held) or (held and not (wanted.methods or wanted.path_prefixes)):
+            return None
+        wanted.save()
+        return wanted
+
+    def covers(self, other: Grant) -> bool:
+        """Whether it allows all that `other` does."""
+        return self.as_rule().covers(other.as_rule())
+
+    def as_rule(self) -> grants.Grant:
+        return grants.Grant(
+            frozenset(self.methods.replace(",", " ").split()), tuple(self.path_prefixes.encode().split())
+        )
 
     def subjects(self, *, using: str) -> Iterable[Subject]:
         if self.consumer_id is not None:

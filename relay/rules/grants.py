@@ -25,6 +25,12 @@ class Grant:
             return False
         return not self.prefixes or any(is_below(path, prefix) for prefix in self.prefixes)
 
+    def covers(self, other: Grant) -> bool:
+        """Whether it allows all that `other` does."""
+        if (self.methods and not other.methods) or (self.prefixes and not other.prefixes):
+            return False
+        return all(self.allows(method, path) for method in other.methods or ("",) for path in other.prefixes or (b"",))
+
 
 def is_below(path: bytes, prefix: bytes) -> bool:
     """`/v1/chat` has itself and `/v1/chat/...` below it, not `/v1/chatter`; `/v1/` only what follows the slash.

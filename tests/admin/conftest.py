@@ -8,7 +8,7 @@ import pytest
 from django.contrib.auth.models import Permission, User
 from django.test import Client
 
-from relay.models import Access, Action, HeaderRule, Upstream
+from relay.models import Access, Action, ApiKey, Consumer, Grant, HeaderRule, Upstream
 
 SignIn = Callable[..., Client]
 
@@ -46,3 +46,22 @@ def weather(db: None) -> Upstream:
 @pytest.fixture
 def billing(db: None) -> Upstream:
     return Upstream.objects.create(slug="billing", base_url="https://billing.example", enabled=False, verify_tls=False)
+
+
+@pytest.fixture
+def batch(db: None) -> Consumer:
+    """A consumer of ann's, without keys and grants."""
+    return Consumer.objects.create(name="batch", owner=User.objects.create_user("ann"))
+
+
+@pytest.fixture
+def forecast(batch: Consumer) -> Grant:
+    """What `batch` may do: GET below one path of an upstream that asks for a key."""
+    upstream = Upstream.objects.create(slug="forecast", name="Forecasts", base_url="https://forecast.example/v1")
+    return Grant.objects.create(consumer=batch, upstream=upstream, methods="GET", path_prefixes="/v1/days")
+
+
+@pytest.fixture
+def key(batch: Consumer) -> ApiKey:
+    """A live key of `batch`, labelled “laptop”."""
+    return ApiKey.issue(batch, label="laptop")[0]

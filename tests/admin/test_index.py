@@ -2,38 +2,69 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from django.contrib.auth.models import User
 from django.test import Client
+from django.utils import timezone
 from pytest_django.fixtures import Settings
 
 from relay.admin import documentation
-from relay.models import Upstream
+from relay.models import ApiKey, Consumer, Upstream
 from tests.admin.conftest import SignIn
 
 
 def test_the_numbers_are_those_of_the_lists_they_lead_to(
-    admin_client: Client, weather: Upstream, billing: Upstream
+    admin_client: Client, weather: Upstream, billing: Upstream, batch: Consumer, key: ApiKey
 ) -> None:
     Upstream.objects.create(slug="open", base_url="https://open.example", access="anyone", verify_tls=False)
-    figures = admin_client.get("/admin/").context["figures"]
-    assert [(figure.label, figure.count) for figure in figures] == [
-        ("Live", 2),
-        ("Switched off", 1),
-        ("Live and open to anyone", 2),
-        ("Live with TLS verification off", 1),
+    ApiKey.issue(batch, expires_at=timezone.now() + timedelta(days=6))
+    ApiKey.issue(Consumer.objects.create(name="off", enabled=False))
+    ApiKey.objects.filter(pk=key.pk).update(created_at=timezone.now() - timedelta(days=91))
+    groups = admin_client.get("/admin/").context["figure_groups"]
+    assert [(title, [(figure.label, figure.count) for figure in figures]) for title, figures in groups] == [
+        (
+            "Upstreams",
+            [
+                ("Live", 2),
+                ("Switched off", 1),
+                ("Live and open to anyone", 2),
+                ("Live with TLS verification off", 1),
+            ],
+        ),
+        (
+            "Callers",
+            [
+                ("Consumers", 2),
+                ("Live keys", 2),
+                ("Keys that expire within 7 days", 1),
+                ("Keys unused for 90 days", 1),
+            ],
+        ),
     ]
-    for figure in figures:
-        assert admin_client.get(f"/admin/relay/upstream/?{figure.query}").context["cl"].result_count == figure.count
-        assert f"?{figure.query}".replace("&", "&amp;") in admin_client.get("/admin/").content.decode()
+    page = admin_client.get("/admin/").content.decode()
+    for figure in (figure for _, figures in groups for figure in figures):
+        assert admin_client.get(figure.page).context["cl"].result_count == figure.count
+        assert figure.page.replace("&", "&amp;") in page
 
 
 def test_readers_get_numbers_but_no_button(sign_in: SignIn, weather: Upstream) -> None:
     page = sign_in("view_upstream").get("/admin/").content.decode()
     assert "Live and open to anyone" in page
     assert "Register an upstream" not in page
+    assert "Consumers" not in page
+
+
+def test_the_numbers_of_keys_are_for_those_who_may_issue_them(sign_in: SignIn, key: ApiKey) -> None:
+    page = sign_in("view_consumer").get("/admin/").content.decode()
+    assert "Consumers" in page
+    assert "Live keys" not in page
+    page = sign_in("issue_apikey").get("/admin/").content.decode()
+    assert "Live keys" in page
+    assert "Issue a key" in page
+    assert "/admin/relay/consumer/" not in page
 
 
 def test_staff_without_rights_learn_nothing(sign_in: SignIn, weather: Upstream) -> None:

@@ -49,7 +49,7 @@ def refusal(*arguments: str) -> str:
 def test_add_registers_with_the_careful_defaults() -> None:
     out, err = run("add", "a", "https://a.example.com/v1")
     assert out == "Registered a: /relay/a/ leads to https://a.example.com/v1\n"
-    assert err == ""
+    assert err == "Callers need a key: issue one with `keys issue CONSUMER --upstream a`.\n"
     row = Upstream.objects.get()
     assert (row.slug, row.access, row.enabled) == ("a", "key", True)
     assert Change.objects.filter(slug="a").exists()
@@ -89,6 +89,10 @@ def test_add_takes_everything_at_once(tmp_path: Path) -> None:
     ]
     assert shown["relay_path"] == "/relay/a/"
     assert set(FIELDS) <= set(shown)
+
+
+def test_add_says_nothing_of_keys_where_none_is_needed() -> None:
+    assert run("add", "a", "https://a.example.com", "--access", "anyone")[1] == ""
 
 
 def test_what_will_not_work_is_warned_of_on_standard_error() -> None:

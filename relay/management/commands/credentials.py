@@ -22,7 +22,7 @@ from django.views.decorators.debug import sensitive_variables
 
 from relay.catalog import credentials, loader
 from relay.management.authored import AuthoredCommand
-from relay.management.commands.upstreams import _find, _sentences
+from relay.management.commands.upstreams import _find, sentences
 from relay.models import AuthStyle, Credential, CredentialKind, Upstream
 from relay.rules.credentials import MAX_SECRET_BYTES, SECRETS, SETTINGS
 
@@ -84,7 +84,7 @@ class Command(AuthoredCommand):
         try:
             act(**options)
         except ValidationError as problem:
-            raise CommandError("\n".join(_sentences(problem))) from None
+            raise CommandError("\n".join(sentences(problem))) from None
         except Error as problem:
             raise CommandError(str(loader.unreadable(problem))) from None
 

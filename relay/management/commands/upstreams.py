@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from django.core.exceptions import NON_FIELD_ERRORS, ValidationError
-from django.core.management.base import CommandError
+from django.core.management.base import CommandError, OutputWrapper
 from django.db import Error, models, transaction
 from django.utils import timezone
 
@@ -139,7 +139,7 @@ class Command(AuthoredCommand):
         try:
             act(**options)
         except ValidationError as problem:
-            raise CommandError("\n".join(_sentences(problem))) from None
+            raise CommandError("\n".join(sentences(problem))) from None
         except Error as problem:
             raise CommandError(str(loader.unreadable(problem))) from None
 
@@ -167,6 +167,8 @@ class Command(AuthoredCommand):
             row.save()
             _save_rules(row, rules)
         self._written(row, "Registered", as_json=as_json)
+        if row.access == Access.KEY:
+            self.stderr.write(f"Callers need a key: issue one with `keys issue CONSUMER --upstream {row.slug}`.", str)
 
     def change(
         self, *, slug: str, assignments: list[str], headers: list[str], no_headers: bool, as_json: bool, **_: Any
@@ -212,7 +214,7 @@ class Command(AuthoredCommand):
         if len(lines) == 1:
             self.stderr.write("There are no upstreams. Register one with `upstreams add SLUG URL`.")
         else:
-            self._print_table(lines)
+            print_table(self.stdout, lines)
 
     def show(self, *, slug: str, as_json: bool, **_: Any) -> None:
         row = _find(slug)
@@ -228,7 +230,7 @@ class Command(AuthoredCommand):
         if row.report_only or counts:
             lines.append(("report", usage.report(counts)))
         lines += [("created_at", _local(row.created_at)), ("changed_at", _local(row.changed_at))]
-        self._print_table(lines)
+        print_table(self.stdout, lines)
         self._warn(row)
 
     def enable(self, *, slugs: Sequence[str], **_: Any) -> None:
@@ -238,11 +240,11 @@ class Command(AuthoredCommand):
         self._switch(slugs, on=False)
 
     def _switch(self, slugs: Sequence[str], *, on: bool) -> None:
-        Upstream.objects.filter(pk__in=[row.pk for row in _find_all(slugs)]).update(enabled=on)
+        Upstream.objects.filter(pk__in=[row.pk for row in find_all(slugs)]).update(enabled=on)
         self.stdout.write(f"{'Enabled' if on else 'Disabled'} {', '.join(slugs)}")
 
     def remove(self, *, slugs: Sequence[str], yes: bool, **_: Any) -> None:
-        rows = _find_all(slugs)
+        rows = find_all(slugs)
         if not yes and sys.stdin.isatty():
             paths = ", ".join(row.relay_path for row in rows)
             self.stdout.write(f"Callers of {paths} will get 404, and the header rules are lost.")
@@ -263,11 +265,12 @@ class Command(AuthoredCommand):
         if as_json:
             self._print_json({"slug": slug, "ok": ok, "steps": [_step_document(step) for step in steps]})
         else:
-            self._print_table(
+            print_table(
+                self.stdout,
                 [
                     (step.name, "ok" if step.succeeded else "FAILED", f"{step.milliseconds:.1f} ms", step.detail)
                     for step in steps
-                ]
+                ],
             )
         if not ok:
             raise CommandError(f"{slug} does not work: {steps[-1].name} failed.")
@@ -275,13 +278,14 @@ class Command(AuthoredCommand):
     def _print_json(self, value: Any) -> None:
         self.stdout.write(json.dumps(value, indent=2, ensure_ascii=False))
 
-    def _print_table(self, rows: Sequence[Sequence[str]]) -> None:
-        """Columns as wide as their widest cell; the last runs free. Nothing in a cell can steer a terminal."""
-        cells = [[_CONTROL.sub(" ", cell) for cell in row] for row in rows]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        for row in cells:
-            padded = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-            self.stdout.write("  ".join(padded).rstrip())
+
+def print_table(stdout: OutputWrapper, rows: Sequence[Sequence[str]]) -> None:
+    """Columns as wide as their widest cell; the last runs free. Nothing in a cell can steer a terminal."""
+    cells = [[_CONTROL.sub(" ", cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for row in cells:
+        padded = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        stdout.write("  ".join(padded).rstrip())
 
 
 def document(row: Upstream) -> dict[str, Any]:
@@ -337,10 +341,11 @@ def _step_document(step: Step) -> dict[str, Any]:
 
 
 def _find(slug: str) -> Upstream:
-    return _find_all([slug])[0]
+    return find_all([slug])[0]
 
 
-def _find_all(slugs: Sequence[str]) -> list[Upstream]:
+def find_all(slugs: Iterable[str]) -> list[Upstream]:
+    slugs = list(slugs)
     found = {row.slug: row for row in Upstream.objects.filter(slug__in=slugs)}
     missing = [slug for slug in slugs if slug not in found]
     if missing:
@@ -410,7 +415,7 @@ def _save_rules(row: Upstream, rules: Iterable[HeaderRule]) -> None:
         try:
             rule.save()
         except ValidationError as problem:
-            raise CommandError("\n".join(f"--header {line}" for line in _sentences(problem))) from None
+            raise CommandError("\n".join(f"--header {line}" for line in sentences(problem))) from None
 
 
 def _target(path: str, base_prefix: bytes) -> bytes:
@@ -428,7 +433,7 @@ def _target(path: str, base_prefix: bytes) -> bytes:
     return join_target(base_prefix + raw, raw_query or None)
 
 
-def _sentences(problem: ValidationError) -> list[str]:
+def sentences(problem: ValidationError) -> list[str]:
     """One line for each thing that is wrong, with its field."""
     if not hasattr(problem, "error_dict"):
         return problem.messages
