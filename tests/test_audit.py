@@ -327,9 +327,11 @@ def test_no_secret_is_in_any_entry_or_export(weather: Upstream, batch: Consumer)
 
 def test_whatever_sounds_like_a_secret_is_none_of_the_trails_business() -> None:
     words = ("secret", "token", "password", "digest", "sealed", "value", "private")
+    # Where a secret is kept, and where tokens come from: to be told, since a change of these is what to look for.
+    places = {"secret_reference", "session_token_reference", "token_networks", "token_url"}
     for kind in audit.followed():
         policy = audit._policies[kind]
-        told_of = {field.name for field in policy.fields} - policy.secret
+        told_of = {field.name for field in policy.fields} - policy.secret - places
         assert {name for name in told_of if any(word in name for word in words)} == set(), kind
 
 

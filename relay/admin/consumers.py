@@ -28,7 +28,7 @@ from relay.admin.forms import LinesField, exact
 from relay.admin.keys import StateShown, acts_on, state_shown
 from relay.admin.switching import Switches
 from relay.admin.trails import TrailedAdmin
-from relay.models import ApiKey, Consumer, Grant
+from relay.models import ApiKey, Consumer, Grant, SigningKey
 from relay.models.key_states import in_force, local
 
 if TYPE_CHECKING:
@@ -256,7 +256,7 @@ class ConsumerAdmin(Switches, _ModelAdmin):
         for consumer in objs:
             number = consumer.keys.filter(in_force(now)).count()
             lines.append(format_html("{}: {}", consumer, f"{number} live key{'' if number == 1 else 's'}"))
-        lacking.discard(str(ApiKey._meta.verbose_name))
+        lacking -= {str(kind._meta.verbose_name) for kind in (ApiKey, SigningKey)}
         return lines, {capfirst(name): count for name, count in counts.items()}, lacking, protected
 
 
