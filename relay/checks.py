@@ -95,7 +95,7 @@ def _check_hosts(settings: conf.Conf) -> list[checks.CheckMessage]:
         try:
             check_entry(entry)
         except ValueError as problem:
-            found.append(checks.Error(f"RELAY_HOSTS: {problem}.", id="relay.E009"))
+            found.append(checks.Error(f"RELAY_HOSTS: {problem}.", id="relay.E008"))
     hosts = Hosts(allowed=settings.allowed_hosts, relay=settings.relay_hosts, admin=settings.admin_hosts)
     if both := hosts.answered_by_both():
         found.append(

@@ -216,6 +216,7 @@ class TooManyUnknownKeys(RelayError):
     title = "Too many unknown keys came from this address"
     advice = "Wait as long as Retry-After says and show a key that is in force: such a key passes at once."
     proxy_status = "http_request_denied"
+    retry_after_seconds = 1
 
 
 class HeadersTooLarge(RelayError):

@@ -141,6 +141,6 @@ def _who_calls(entry: Entry, shown: bytes | None, roster: Roster) -> tuple[bytes
 
 def _count_unknown(entry: Entry) -> None:
     """Raises `TooManyUnknownKeys` when the caller's address has shown too many."""
-    wait = unknown_keys.wait_seconds(entry.client, entry.started)
-    if wait:
-        raise TooManyUnknownKeys(headers=((b"retry-after", b"%d" % math.ceil(wait)),))
+    if unknown_keys.wait_seconds(entry.client, entry.started):
+        # A second at most, at UNKNOWN_KEYS_PER_SECOND: as long as the error says.
+        raise TooManyUnknownKeys

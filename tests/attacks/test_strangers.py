@@ -110,9 +110,7 @@ async def attack(port: int, waiting: Iterator[bytes], rng: random.Random) -> Non
 
 def files_in(folder: Path) -> dict[Path, int]:
     """But for the numbers that workers leave each other, which are written anew every two seconds."""
-    return {
-        path: path.stat().st_size for path in folder.rglob("*") if path.is_file() and path.parent.name != "metrics"
-    }
+    return {path: path.stat().st_size for path in folder.rglob("*") if path.is_file() and path.parent.name != "metrics"}
 
 
 async def test_ten_thousand_hostile_requests_change_nothing(

@@ -132,15 +132,22 @@ async def test_no_other_host_leads_to_an_upstream(
 
 @pytest.mark.usefixtures("relay_apart")
 @pytest.mark.parametrize(
-    "target", [b"*", b"http://wiki.relay.test/a", b"http://o.relay.test/a", b"/../a", b"/%2e%2e/a"]
+    ("target", "refusal"),
+    [
+        (b"*", errors.PathRefused),
+        (b"http://wiki.relay.test/a", errors.PathRefused),
+        (b"http://o.relay.test/a", errors.RequestRefused),
+        (b"/../a", errors.PathRefused),
+        (b"/%2e%2e/a", errors.PathRefused),
+    ],
 )
 async def test_a_target_that_is_no_path_or_leaves_it_is_refused(
-    origin: Origin, relayed: Relayed, caller: Caller, target: bytes
+    origin: Origin, relayed: Relayed, caller: Caller, target: bytes, refusal: type[errors.RelayError]
 ) -> None:
     relayed("wiki", base_path=b"/v1")
     await caller.send(b"OPTIONS %b HTTP/1.1\r\nHost: wiki.relay.test\r\n\r\n" % target)
     assert (await caller.read_head()).status == 400
-    assert json.loads((await caller.read_body()).data)["type"] == errors.PathRefused().type_uri
+    assert json.loads((await caller.read_body()).data)["type"] == refusal().type_uri
     assert not origin.requests
 
 

@@ -18,7 +18,9 @@ SESSION, CSRF = "__Host-relay_session", "__Host-relay_csrf"
 def cookies_of(answer: httpx.Response) -> SimpleCookie:
     cookies = SimpleCookie[str]()
     for line in answer.headers.get_list("set-cookie"):
-        cookies.load(line)
+        # So that browsers keep it. The library of this Python would take the attribute for a cookie.
+        assert line.endswith("; Priority=High")
+        cookies.load(line.removesuffix("; Priority=High"))
     return cookies
 
 

@@ -99,8 +99,10 @@ def test_the_examples_of_s3(
     assert signature(made) == expected
 
 
+# No slash within a name: S3 signs its key with it as it is, and botocore, which never sends it escaped, would not.
 segments = st.lists(
-    st.text(st.characters(codec="utf-8", exclude_categories=("C",)), min_size=1, max_size=8), max_size=4
+    st.text(st.characters(codec="utf-8", exclude_categories=("C",), exclude_characters="/"), min_size=1, max_size=8),
+    max_size=4,
 )
 values = st.text(st.characters(codec="utf-8"), max_size=8)
 
