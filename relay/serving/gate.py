@@ -127,15 +127,17 @@ def _judge_signed(
 
 def _who_calls(entry: Entry, shown: bytes | None, roster: Roster) -> tuple[bytes, ApiKey | None]:
     """(digest, key) of what was shown, the key in force or not; without one, the caller is nobody."""
-    if shown and keys.is_well_formed(shown):
-        entry.key = shown[: keys.PREFIX_CHARACTERS].decode()
+    if shown and len(shown) == keys.LENGTH:
         for digest in vault.keyring().digests(shown):
             key = roster.find(digest)
             if key is not None:
+                entry.key = key.prefix
                 if entry.wall < key.expires_at:
                     entry.consumer = key.consumer.name
                     usage.note_key(key.prefix, entry.wall)
                 return digest, key
+        if keys.is_well_formed(shown):
+            entry.key = shown[: keys.PREFIX_CHARACTERS].decode()
     return b"", None
 
 
