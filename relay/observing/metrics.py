@@ -164,7 +164,11 @@ class Metrics:
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._whole_text, own)
 
     def _whole_text(self, own: Numbers) -> str:
-        return render(own if self._shelf is None else self._shelf.sum_with(own))
+        if self._shelf is None:
+            return render(own)
+        # What was told once must not be less the next time, should this worker be killed in between.
+        self._shelf.put(own)
+        return render(self._shelf.sum_with(own))
 
     async def close(self) -> None:
         """Stop, and leave what was counted to the workers that stay."""
