@@ -124,7 +124,7 @@ class SignForm(forms.Form):
         except signing.CannotSign as problem:
             self.add_error("place", str(problem))
             return cleaned
-        rules = [rule_of(grant) for grant in self._grants if grant.upstream_id == upstream.pk]
+        rules = [grant.as_rule() for grant in self._grants if grant.upstream_id == upstream.pk]
         if not grants.allow(rules, method, self.path().encode()):
             self.add_error("place", f"{self._key.consumer} is not granted {method} for this path.")
         return cleaned
@@ -147,11 +147,6 @@ def grants_of(consumer: Consumer) -> list[Grant]:
     if consumer.owner_id is not None:
         held |= Q(group__user=consumer.owner_id)
     return list(Grant.objects.filter(held))
-
-
-def rule_of(grant: Grant) -> grants.Grant:
-    methods = frozenset(grant.methods.replace(",", " ").split())
-    return grants.Grant(methods, tuple(grant.path_prefixes.encode().split()))
 
 
 class StateFilter(admin.SimpleListFilter):

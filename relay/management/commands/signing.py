@@ -16,6 +16,7 @@ from django.utils import timezone
 from relay import signing
 from relay.catalog import loader
 from relay.management.authored import AuthoredCommand
+from relay.management.commands.upstreams import print_table
 from relay.models import Consumer, SigningKey
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
@@ -86,7 +87,7 @@ class Command(AuthoredCommand):
         if len(lines) == 1:
             self.stderr.write("There are no signing keys. Make one with `signing add CONSUMER`.")
         else:
-            self._print_table(lines)
+            print_table(self.stdout, lines)
 
     def revoke(self, *, ids: Sequence[str], **_: Any) -> None:
         found = {key.public_id: key for key in SigningKey.objects.filter(public_id__in=ids)}
@@ -100,14 +101,6 @@ class Command(AuthoredCommand):
     def sign(self, *, url: str, key: str, method: str, expires_in: str, **_: Any) -> None:
         lifetime = signing.lifetime(expires_in)
         self.stdout.write(signing.sign(url, key=key, method=method.upper(), expires_in=lifetime))
-
-    def _print_table(self, rows: Sequence[Sequence[str]]) -> None:
-        """Columns as wide as their widest cell; the last runs free. Nothing in a cell can steer a terminal."""
-        cells = [[_CONTROL.sub(" ", cell) for cell in row] for row in rows]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        for row in cells:
-            padded = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-            self.stdout.write("  ".join(padded).rstrip())
 
 
 def document(key: SigningKey) -> dict[str, Any]:
