@@ -77,10 +77,12 @@ async def served_at(origin: Origin, *, workers: int = 2, **environment: str) -> 
         )  # fmt: skip
         assert added.code == 0, added.err
         async with asyncio.timeout(30):
-            in_a_row = 0
-            while in_a_row < 10 * workers:  # every worker has seen the edit
+            while True:  # until every worker has seen the edit, and told so
                 async with Caller(served.port) as caller:
-                    in_a_row = in_a_row + 1 if (await caller.get(b"/relay/o/x")).status == 200 else 0
+                    told = (await caller.get(b"/metrics")).data.decode().splitlines()
+                if f"relay_workers {workers}" in told and "relay_catalog_revision 0" not in told:
+                    break
+                await asyncio.sleep(0.05)
         yield served
 
 
@@ -144,6 +146,8 @@ async def test_a_killed_worker_fails_only_its_own_exchanges_and_comes_back(origi
         victim = min(before)
         os.kill(victim, signal.SIGKILL)
         await until_workers(served.pid, without={victim}, count=2)
+        # By then each of its callers has noticed: all that are left take turns.
+        await load.until_answered(20 * CALLERS)
         failures = len(load.failures)
         assert failures <= CALLERS, "no more than had a connection to it"
         await load.until_answered(200)
