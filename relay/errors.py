@@ -262,6 +262,15 @@ class UpstreamFull(RelayError):
     retry_after_seconds = 1
 
 
+class QueueTimedOut(RelayError):
+    status = 503
+    type = "queue-timeout"
+    title = "This upstream was full, and no turn came in time"
+    advice = "Wait as long as Retry-After says and try again."
+    proxy_status = "connection_limit_reached"
+    retry_after_seconds = 1
+
+
 class CredentialUnconfirmed(RelayError):
     status = 502
     type = "credential-unconfirmed"

@@ -42,6 +42,8 @@ class UpstreamForm(_UpstreamForm):
             "max_request_bytes": "Request body (bytes)",
             "max_response_bytes": "Answer (bytes)",
             "max_concurrent": "Exchanges at a time",
+            "max_queued": "Exchanges that wait",
+            "queue_timeout_seconds": "Longest wait (seconds)",
             "max_connections": "Connections",
             "keepalive_seconds": "Keep unused connections (seconds)",
             "max_buffered_bytes": "Buffer (bytes)",

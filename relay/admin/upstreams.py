@@ -131,6 +131,8 @@ class UpstreamAdmin(Switches, _ModelAdmin):
                     "max_request_bytes",
                     "max_response_bytes",
                     "max_concurrent",
+                    "max_queued",
+                    "queue_timeout_seconds",
                     "max_connections",
                     "keepalive_seconds",
                 )

@@ -55,6 +55,8 @@ _COLUMNS = (
     "max_request_bytes",
     "max_response_bytes",
     "max_concurrent",
+    "max_queued",
+    "queue_timeout_seconds",
     "max_connections",
     "keepalive_seconds",
     "delivery",
@@ -281,6 +283,8 @@ def snapshot_of(
             max_request_bytes=None if row.max_request_bytes is None else int(row.max_request_bytes),
             max_response_bytes=None if row.max_response_bytes is None else int(row.max_response_bytes),
             max_concurrent=int(row.max_concurrent),
+            max_queued=int(row.max_queued),
+            queue_timeout_seconds=float(row.queue_timeout_seconds),
             max_connections=int(row.max_connections),
             keepalive_seconds=float(row.keepalive_seconds),
             max_buffered_bytes=(

@@ -68,6 +68,8 @@ class Upstream:
     max_request_bytes: int | None = None
     max_response_bytes: int | None = None
     max_concurrent: int = 1024
+    max_queued: int = 1024
+    queue_timeout_seconds: float = 5.0
     max_connections: int = 1024
     keepalive_seconds: float = 20.0
     max_buffered_bytes: int | None = None

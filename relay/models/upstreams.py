@@ -169,7 +169,17 @@ class Upstream(Recorded):
     max_concurrent = models.PositiveIntegerField(
         default=1024,
         validators=_connections,
-        help_text="Exchanges at the same time, per worker. Over it callers get 503 and are told when to retry.",
+        help_text="Exchanges at the same time, per worker. Further ones wait for their turn.",
+    )
+    max_queued = models.PositiveIntegerField(
+        default=1024,
+        validators=[MinValueValidator(0), MaxValueValidator(MOST_CONNECTIONS)],
+        help_text="How many may wait, per worker. Over it callers get 503 at once; 0 lets nobody wait.",
+    )
+    queue_timeout_seconds = models.FloatField(
+        default=5.0,
+        validators=_seconds,
+        help_text="How long they may wait. After it callers get 503 and are told when to retry.",
     )
     max_connections = models.PositiveIntegerField(
         default=1024,
@@ -301,12 +311,14 @@ class Upstream(Recorded):
                 condition=_between("connect_timeout_seconds", SHORTEST_SECONDS, LONGEST_SECONDS)
                 & _between("head_timeout_seconds", SHORTEST_SECONDS, LONGEST_SECONDS)
                 & _between("idle_timeout_seconds", SHORTEST_SECONDS, LONGEST_SECONDS)
+                & _between("queue_timeout_seconds", SHORTEST_SECONDS, LONGEST_SECONDS)
                 & _between("keepalive_seconds", 0, LONGEST_SECONDS)
                 & _empty_or_between("total_timeout_seconds", SHORTEST_SECONDS, LONGEST_SECONDS),
                 name="relay_upstream_timeouts",
             ),
             models.CheckConstraint(
                 condition=_between("max_concurrent", 1, MOST_CONNECTIONS)
+                & _between("max_queued", 0, MOST_CONNECTIONS)
                 & _between("max_connections", 1, MOST_CONNECTIONS)
                 & _between("max_buffered_bytes", 1, LARGEST_BUFFER_BYTES)
                 & _empty_or_between("max_request_bytes", 0, LARGEST_BYTES)

@@ -60,6 +60,8 @@ class Entry:
     bytes_in: int = 0
     bytes_out: int = 0
     head_at: float = 0.0
+    queued_seconds: float = 0.0
+    """How long it waited for its turn at the upstream."""
     wall: float = field(default_factory=time.time)
 
     def line(self) -> str:
@@ -72,6 +74,8 @@ class Entry:
             extras += f',"key":{_quoted(self.key)}'
             if self.consumer:
                 extras += f',"consumer":{_quoted(self.consumer)}'
+        if self.queued_seconds:
+            extras += f',"queued_ms":{self.queued_seconds * 1000:.2f}'
         if self.would_refuse:
             extras += f',"would_refuse":{_quoted(self.would_refuse)}'
         return (

@@ -85,6 +85,7 @@ class RelayHandler(ASGIHandler):
         finally:
             if request.exchange is not None:
                 entry.bytes_out = request.exchange.body_bytes
+                entry.queued_seconds = request.exchange.queued_seconds
                 if request.exchange.request_body is not None:
                     entry.bytes_in = request.exchange.request_body.passed
             request.close()

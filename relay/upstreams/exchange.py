@@ -1,9 +1,9 @@
 """One request carried to an upstream and its answer carried back.
 
-Theory of operation. `Exchange.open` takes a slot, builds the `httpx.Request`, sends it through the client and returns
-when the answer's head is there. The body is then an async iterator of bytes that bounds what it passes on. `close`
-gives the slot and the connection back: synchronous, idempotent, called in the handler's one `finally`. Whatever goes
-wrong comes out as a `RelayError`; httpx shows no further than here.
+Theory of operation. `Exchange.open` takes a slot or waits for one (`bulkheads`), builds the `httpx.Request`, sends it
+through the client and returns when the answer's head is there. The body is then an async iterator of bytes that bounds
+what it passes on. `close` gives the slot and the connection back: synchronous, idempotent, called in the handler's one
+`finally`. Whatever goes wrong comes out as a `RelayError`; httpx shows no further than here.
 
 An upstream's credential is completed here where that has to wait (an access token) or has to come last (a signature).
 One that is at fault lets nothing go out.
@@ -11,25 +11,20 @@ One that is at fault lets nothing go out.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
+from time import perf_counter
 from typing import Any, NoReturn, cast
 
 import httpx
 
 from relay import errors
 from relay.catalog import Upstream
-from relay.observing.families import Family, Sample
-from relay.observing.metrics import metrics
 from relay.rules import sigv4
 from relay.rules.headers import Pairs
+from relay.upstreams import bulkheads, faults
 from relay.upstreams import client as client_room
-from relay.upstreams import faults
 from relay.upstreams.messages import SeamRequest
-
-slots: Counter[str] = Counter()
-"""Exchanges in flight per slug, in this process. A slug without any has no entry."""
 
 MOST_HELD_BYTES = 256 * 1024 * 1024
 """Of all buffered answers in this process together: callers of HTTP/1.0 decide that theirs are. One alone may have
@@ -40,15 +35,6 @@ _held_bytes = 0
 def held_bytes() -> int:
     """What buffered answers hold at this moment."""
     return _held_bytes
-
-
-IN_FLIGHT = Family("relay_exchanges_in_flight", "gauge", "Exchanges under way.", ("upstream",))
-
-
-def read() -> Iterator[tuple[Family, Sample]]:
-    """For `/metrics`."""
-    for slug, count in slots.items():
-        yield IN_FLIGHT, ((metrics.series_of(slug),), count)
 
 
 class RequestBody(httpx.AsyncByteStream):
@@ -70,7 +56,16 @@ class RequestBody(httpx.AsyncByteStream):
 class Exchange:
     """A slot at an upstream and what is carried through it."""
 
-    __slots__ = ("_held_bytes", "_holds_slot", "_response", "body_bytes", "method", "request_body", "upstream")
+    __slots__ = (
+        "_held_bytes",
+        "_holds_slot",
+        "_response",
+        "body_bytes",
+        "method",
+        "queued_seconds",
+        "request_body",
+        "upstream",
+    )
 
     def __init__(self, upstream: Upstream, *, method: str) -> None:
         self.upstream = upstream
@@ -78,6 +73,8 @@ class Exchange:
         self.request_body: RequestBody | None = None
         self.body_bytes = 0
         """Bytes of the answer's body passed on so far."""
+        self.queued_seconds = 0.0
+        """How long it waited for a slot."""
         self._response: httpx.Response | None = None
         self._held_bytes = 0
         self._holds_slot = False
@@ -101,9 +98,12 @@ class Exchange:
         client = client_room.client
         if client is None:
             raise errors.Draining("the client is closed")
-        if slots[upstream.slug] >= upstream.max_concurrent:
-            raise errors.UpstreamFull(f"{upstream.max_concurrent} exchanges")
-        slots[upstream.slug] += 1
+        if not bulkheads.take(upstream):
+            began = perf_counter()
+            try:
+                await bulkheads.wait(upstream)
+            finally:
+                self.queued_seconds = perf_counter() - began
         self._holds_slot = True
         if body is not None:
             self.request_body = RequestBody(body, limit=upstream.max_request_bytes)
@@ -183,9 +183,7 @@ class Exchange:
             cast(httpx.SyncByteStream, response.stream).close()
         if self._holds_slot:
             self._holds_slot = False
-            slots[self.upstream.slug] -= 1
-            if not slots[self.upstream.slug]:
-                del slots[self.upstream.slug]
+            bulkheads.give_back(self.upstream.slug)
 
 
 def _announced_bytes(pairs: list[tuple[bytes, bytes]]) -> int:

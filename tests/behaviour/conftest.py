@@ -29,8 +29,8 @@ from relay.rules.grants import Grant
 from relay.rules.throttle import Throttle
 from relay.serving import gate, underway
 from relay.signals import server_shutdown, server_startup
+from relay.upstreams import bulkheads
 from relay.upstreams import client as client_room
-from relay.upstreams import exchange
 from tests.origin import Origin
 from tests.serving_ground import PROJECT, Ground
 
@@ -174,7 +174,8 @@ def held(ground: Ground) -> dict[str, Any]:
     """What exchanges hold at this moment, by kind; empty when they hold nothing."""
     client = client_room.client
     holding = {
-        "slots": dict(exchange.slots),
+        "slots": dict(bulkheads.slots),
+        "queued": bulkheads.queued(),
         "open exchanges": client.transport.open_exchanges if client is not None else 0,
         "running requests": ground.running_requests,
         "admissions": underway.count(),

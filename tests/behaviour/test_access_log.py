@@ -17,6 +17,7 @@ from django.test import override_settings
 
 from relay.observing import access_log
 from relay.observing.access_log import AccessLog, Entry
+from relay.upstreams import bulkheads
 from tests.behaviour.conftest import Relayed, until
 from tests.caller import Caller, request_bytes
 from tests.origin import Gate, Origin, counted, drip, hang, raw, reply, truncate, upload_sink
@@ -127,6 +128,23 @@ async def test_an_answer_cut_off_after_its_head_tells_both(
         await caller.get(b"/relay/o/x")
     (line,) = await lines(1)
     assert (line["status"], line["outcome"], line["bytes_out"]) == (200, "idle-timeout", 4)
+
+
+async def test_waiting_for_a_turn_is_told_of(
+    origin: Origin, relayed: Relayed, ground: Ground, caller: Caller, lines: Lines
+) -> None:
+    relayed(max_concurrent=1)
+    origin.on(b"/x", hang())
+    origin.on(b"/y", reply(body=b"fine"))
+    async with Caller(ground.port) as holder:
+        await holder.send(GET)
+        await origin.next_exchange()
+        waiting = asyncio.create_task(caller.get(b"/relay/o/y"))
+        await until(lambda: bulkheads.queued() == {"o": 1})
+    await waiting
+    left, waited = await lines(2)
+    assert "queued_ms" not in left
+    assert 0 < waited["queued_ms"] <= waited["head_ms"]
 
 
 @pytest.mark.parametrize(("head_first", "status"), [(False, 0), (True, 200)])

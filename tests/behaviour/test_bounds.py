@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 
 import pytest
 
-from relay.upstreams import exchange as exchange_room
+from relay.upstreams import bulkheads
 from tests.behaviour.conftest import Relayed, until
 from tests.caller import Answer, Caller, Ended, request_bytes
 from tests.origin import Exchange, Gate, Origin, chunked, counted, drip, hang, head_bytes, patterned, raw, reply
@@ -74,7 +75,7 @@ async def test_one_exchange_too_many_is_told_when_to_try_again(
     origin: Origin, relayed: Relayed, ground: Ground, caller: Caller
 ) -> None:
     gate = Gate()
-    relayed(max_concurrent=2)
+    relayed(max_concurrent=2, max_queued=0)
     origin.on(b"/x", drip([b"one"], gate))
     async with Caller(ground.port) as first, Caller(ground.port) as second:
         for holder in (first, second):
@@ -91,8 +92,78 @@ async def test_one_exchange_too_many_is_told_when_to_try_again(
         assert (await caller.get(b"/relay/o/x")).status == 200
 
 
+async def test_one_exchange_too_many_waits_for_its_turn(
+    origin: Origin, relayed: Relayed, ground: Ground, caller: Caller
+) -> None:
+    gate = Gate()
+    relayed(max_concurrent=1)
+    origin.on(b"/x", drip([b"one"], gate))
+    origin.on(b"/y", reply(body=b"fine"))
+    async with Caller(ground.port) as first:
+        await first.send(GET)
+        await first.read_head()
+        waiting = asyncio.create_task(caller.get(b"/relay/o/y", method=b"POST", body=b"hello"))
+        await until(lambda: bulkheads.queued() == {"o": 1})
+        assert len(origin.requests) == 1
+        gate.open(2)
+        await first.read_body()
+        assert (await waiting).data == b"fine"
+
+
+async def test_a_turn_that_does_not_come_in_time_is_a_503(
+    origin: Origin, relayed: Relayed, ground: Ground, caller: Caller
+) -> None:
+    relayed(max_concurrent=1, queue_timeout_seconds=0.05)
+    origin.on(b"/x", hang())
+    async with Caller(ground.port) as holder:
+        await holder.send(GET)
+        await origin.next_exchange()
+        answer = await caller.get(b"/relay/o/x")
+    assert problem(answer) == (503, "queue-timeout")
+    assert answer.values(b"retry-after") == [b"1"]
+    assert answer.values(b"proxy-status")[0].endswith(b"error=connection_limit_reached")
+    assert len(origin.requests) == 1
+
+
+async def test_who_leaves_while_waiting_gives_its_place_to_the_next(
+    origin: Origin, relayed: Relayed, ground: Ground, caller: Caller
+) -> None:
+    relayed(max_concurrent=1)
+    origin.on(b"/x", hang())
+    origin.on(b"/y", reply(body=b"fine"))
+    async with Caller(ground.port) as holder, Caller(ground.port) as leaving:
+        await holder.send(GET)
+        await origin.next_exchange()
+        await leaving.send(request_bytes(b"/relay/o/y", host=b"localhost"))
+        await until(lambda: bulkheads.queued() == {"o": 1})
+        waiting = asyncio.create_task(caller.get(b"/relay/o/y"))
+        await until(lambda: bulkheads.queued() == {"o": 2})
+        leaving.close()
+        await until(lambda: bulkheads.queued() == {"o": 1})
+        holder.close()
+        assert (await waiting).data == b"fine"
+
+
+async def test_hundreds_who_wait_for_an_upstream_that_hangs_hold_up_no_other(
+    origin: Origin, relayed: Relayed, ground: Ground, caller: Caller
+) -> None:
+    relayed("hung", max_concurrent=1)
+    relayed("free", max_concurrent=1, max_queued=0)
+    origin.on(b"/x", hang())
+    origin.on(b"/y", reply(body=b"fine"))
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(401):
+            waiting = await stack.enter_async_context(Caller(ground.port))
+            await waiting.send(request_bytes(b"/relay/hung/x", host=b"localhost"))
+        await until(lambda: bulkheads.queued() == {"hung": 400})
+        for _ in range(20):
+            assert (await caller.get(b"/relay/free/y")).data == b"fine"
+        assert bulkheads.queued() == {"hung": 400}
+        assert bulkheads.slots == {"hung": 1}
+
+
 async def test_a_full_upstream_fills_no_other(origin: Origin, relayed: Relayed, ground: Ground, caller: Caller) -> None:
-    relayed("full", max_concurrent=1)
+    relayed("full", max_concurrent=1, max_queued=0)
     relayed("free", max_concurrent=1)
     origin.on(b"/x", hang())
     origin.on(b"/y", reply(body=b"fine"))
@@ -112,7 +183,7 @@ async def test_every_way_to_fail_gives_the_slot_back(
     async def hang_up(exchange: Exchange) -> None:
         await exchange.close()
 
-    relayed(max_concurrent=1, head_timeout_seconds=0.1, max_response_bytes=10)
+    relayed(max_concurrent=1, max_queued=0, head_timeout_seconds=0.1, max_response_bytes=10)
     origin.on(b"/refused", counted(11))
     origin.on(b"/hung-up", hang_up)
     origin.on(b"/timed-out", hang())
@@ -123,7 +194,7 @@ async def test_every_way_to_fail_gives_the_slot_back(
             async with Caller(ground.port) as leaving:
                 await leaving.send(request_bytes(b"/relay/o/left", host=b"localhost"))
                 await leaving.read_head()
-            await until(lambda: not exchange_room.slots, within=1)
+            await until(lambda: not bulkheads.slots, within=1)
         else:
             assert (await caller.get(b"/relay/o/" + how.encode())).status in (502, 504)
     assert (await caller.get(b"/relay/o/y")).data == b"fine"
@@ -143,7 +214,7 @@ async def test_who_finds_no_free_connection_waits_for_one(
         await first.send(GET)
         await first.read_head()
         waiting = asyncio.create_task(caller.get(b"/relay/o/y"))
-        await until(lambda: exchange_room.slots["o"] == 2)
+        await until(lambda: bulkheads.slots["o"] == 2)
         gate.open(2)
         assert (await first.read_body()).data == b"one"
         assert (await waiting).data == b"fine"
@@ -160,7 +231,7 @@ async def test_a_waiting_caller_gets_the_connection_of_one_who_left(
         await first.send(GET)
         await origin.next_exchange()
         waiting = asyncio.create_task(caller.get(b"/relay/o/y"))
-        await until(lambda: exchange_room.slots["o"] == 2)
+        await until(lambda: bulkheads.slots["o"] == 2)
     assert (await waiting).data == b"fine"
 
 

@@ -9,7 +9,7 @@ from unittest.mock import AsyncMock
 import pytest
 
 from relay.serving.body import Inbound
-from relay.upstreams import exchange as exchange_room
+from relay.upstreams import bulkheads
 from tests.behaviour.conftest import Relayed, until, until_still
 from tests.caller import Caller, request_bytes
 from tests.origin import Exchange, Gate, Origin, counted, drip, hang, head_bytes, silent_port
@@ -42,7 +42,7 @@ async def test_leaving_while_the_relay_connects(
     with silent_port() as port:
         relayed(port=port)
         await caller.send(request_bytes(b"/relay/o/x", host=b"localhost"))
-        await until(lambda: exchange_room.slots["o"])
+        await until(lambda: bulkheads.slots["o"])
         leave(caller)
         await until_at_rest()
 
@@ -57,9 +57,9 @@ async def test_leaving_while_the_relay_waits_for_a_free_connection(
         await other.send(request_bytes(b"/relay/o/x", host=b"localhost"))
         await origin.next_exchange()
         await caller.send(request_bytes(b"/relay/o/x", host=b"localhost"))
-        await until(lambda: exchange_room.slots["o"] == 2)
+        await until(lambda: bulkheads.slots["o"] == 2)
         leave(caller)
-        await until(lambda: exchange_room.slots["o"] == 1, within=1)
+        await until(lambda: bulkheads.slots["o"] == 1, within=1)
         assert origin.open_connections == 1
 
 

@@ -99,7 +99,7 @@ async def test_an_upstream_that_hangs_up_is_told(origin: Origin, relayed: Relaye
 async def test_a_full_upstream_is_503_and_says_when_to_come_back(
     origin: Origin, relayed: Relayed, ground: Ground, caller: Caller
 ) -> None:
-    relayed(max_concurrent=1)
+    relayed(max_concurrent=1, max_queued=0)
     gate = Gate()
     origin.on(b"/held", drip([], gate))
     async with Caller(ground.port) as holder:

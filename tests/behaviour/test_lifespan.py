@@ -11,8 +11,8 @@ import pytest
 
 from relay.serving.status import begin_draining
 from relay.signals import server_shutdown, server_startup
+from relay.upstreams import bulkheads
 from relay.upstreams import client as client_room
-from relay.upstreams import exchange as exchange_room
 from tests.behaviour.conftest import Relayed
 from tests.caller import Answer, Caller, Ended, request_bytes
 from tests.origin import Gate, Origin, drip, hang, reply
@@ -127,7 +127,7 @@ async def test_past_the_grace_a_stream_is_cut_off_and_not_ended(
         async with asyncio.timeout(1):
             await exchange.closed.wait()
     assert client_room.client is None
-    assert not exchange_room.slots
+    assert not bulkheads.slots
     assert not [record for record in caplog.records if record.exc_info], "one line for all, and no traceback for each"
 
 
@@ -146,7 +146,7 @@ async def test_past_the_grace_who_still_waits_for_the_head_is_told(
         assert json.loads(answer.data)["type"] == "urn:relay:error:draining"
         assert answer.values(b"retry-after") == [b"1"]
     await origin.until_connections(0)
-    assert not exchange_room.slots
+    assert not bulkheads.slots
     assert not [record for record in caplog.records if record.exc_info]
 
 

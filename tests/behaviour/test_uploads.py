@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from relay.catalog import Upstream
-from relay.upstreams import exchange as exchange_room
+from relay.upstreams import bulkheads
 from relay.upstreams.transport import PooledTransport
 from tests.behaviour.conftest import LOOPBACK, Relayed, until_still
 from tests.caller import Caller, Ended, request_bytes
@@ -162,7 +162,7 @@ REFUSALS = [
     pytest.param(b"/relay/o/x", {"open_to_anyone": False}, 401, id="key"),
     pytest.param(b"/relay/o/../x", {}, 400, id="path"),
     pytest.param(b"/relay/o/x", {"max_request_bytes": 999}, 413, id="size"),
-    pytest.param(b"/relay/o/x", {"max_concurrent": 0}, 503, id="full"),
+    pytest.param(b"/relay/o/x", {"max_concurrent": 0, "max_queued": 0}, 503, id="full"),
 ]
 
 
@@ -257,7 +257,7 @@ async def test_slot_and_upstream_are_given_back_before_the_rest_of_a_refused_bod
     await caller.send(head + b"14\r\n01234567890123456789\r\n")
     assert (await caller.read_head()).status == 413
     await caller.read_body()
-    assert not exchange_room.slots
+    assert not bulkheads.slots
     await origin.until_connections(0)
 
 

@@ -14,8 +14,9 @@ from relay.catalog import Upstream
 from relay.upstreams import client as client_room
 from relay.upstreams import exchange as exchange_room
 from relay.upstreams import faults
+from relay.upstreams.bulkheads import slots
 from relay.upstreams.client import RelayClient
-from relay.upstreams.exchange import Exchange, slots
+from relay.upstreams.exchange import Exchange
 
 PAIRS = [(b"host", b"a.example"), (b"x-a", b"1"), (b"x-a", b"\xff")]
 ANSWER = [(b"X-B", b"1"), (b"X-B", b"2")]
@@ -86,7 +87,7 @@ async def test_the_request_carries_method_pairs_target_and_upstream(router: resp
 async def test_a_slot_is_held_from_opening_to_closing(router: respx.MockRouter) -> None:
     body = Pieces(b"a")
     router.route().respond(200, stream=body)
-    there = upstream(max_concurrent=2)
+    there = upstream(max_concurrent=2, max_queued=0)
     first, second = Exchange(there, method="GET"), Exchange(there, method="GET")
     assert slots == {}
     await opened(first)
@@ -105,7 +106,7 @@ async def test_closing_what_was_never_opened_gives_nothing_back(router: respx.Mo
     router.route().respond(200)
     held = Exchange(upstream(), method="GET")
     await opened(held)
-    refused = Exchange(upstream(max_concurrent=1), method="GET")
+    refused = Exchange(upstream(max_concurrent=1, max_queued=0), method="GET")
     with pytest.raises(errors.UpstreamFull):
         await opened(refused)
     refused.close()

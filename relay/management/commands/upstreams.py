@@ -43,6 +43,8 @@ FIELDS = (
     "max_request_bytes",
     "max_response_bytes",
     "max_concurrent",
+    "max_queued",
+    "queue_timeout_seconds",
     "max_connections",
     "keepalive_seconds",
     "delivery",
