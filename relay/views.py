@@ -34,7 +34,7 @@ async def relay(request: HttpRequest) -> HttpResponseBase:
         return await _carry(relayed)
     except errors.RelayError as error:
         entry = relayed.entry
-        entry.outcome, entry.detail = error.type, error.detail
+        entry.failed(error)
         # Before the answer: its caller may be slow, and the upstream would go on getting the body.
         relayed.end_exchange()
         return problem_response(

@@ -82,7 +82,8 @@ def half_of_the_files() -> int:
 def note(error: errors.RelayError, *, client: str, method: str = "", status: int = 0) -> bytes:
     """A line in the access log, and one more in the metrics; the request id in the line."""
     entry = access_log.Entry(method, os.urandom(16).hex().encode(), time.perf_counter(), client)
-    entry.status, entry.outcome, entry.detail = status, error.type, error.detail
+    entry.status = status
+    entry.failed(error)
     metrics.ended(entry, time.perf_counter())
     access_log.log.add(entry)
     return entry.request_id

@@ -146,7 +146,7 @@ class RelayHandler(ASGIHandler):
     async def _fail(self, request: RelayRequest, error: errors.RelayError, send: Send) -> None:
         """A problem document if the head has not gone out, else nothing more."""
         entry = request.entry
-        entry.outcome, entry.detail = error.type, error.detail
+        entry.failed(error)
         request.end_exchange()
         if entry.status:
             mark_aborted()

@@ -28,9 +28,12 @@ from relay.upstreams.wire import Wire
 
 MAX_WAITERS = 1024
 """Callers that wait for a connection; further ones are told at once that the upstream is full."""
-MAX_STALE_ATTEMPTS = 3
-"""How many pooled connections that turn out dead one request may meet."""
-RETRIED_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+MAX_STALE_ATTEMPTS = 2
+"""How many pooled connections that turn out dead one request may meet; after them it gets a new one."""
+MAX_ATTEMPTS = 8
+"""Of one request in all: where no new connection may be made, others' are handed on, and may turn out dead, too."""
+IDEMPOTENT_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
+"""RFC 9110 section 9.2.2. Without a body, they may be sent again where it is unknown whether they arrived."""
 
 _Waiter = asyncio.Future[Connection | None]
 """Handed a connection, or None: room to make one."""
@@ -127,7 +130,11 @@ class Pool:
             head = self._head(request)
             while True:
                 attempts += 1
-                connection = self._take() or await self._obtain()
+                if attempts > MAX_STALE_ATTEMPTS:
+                    self._make_room()
+                    connection = await self._obtain()
+                else:
+                    connection = self._take() or await self._obtain()
                 is_reused = connection.has_served
                 wire = Wire(connection, self.upstream)
                 try:
@@ -135,8 +142,10 @@ class Pool:
                 except (httpx.ReadError, httpx.RemoteProtocolError):
                     wire.close()
                     is_stale = is_reused and not wire.response_begun
-                    may_repeat = not has_body and request.method in RETRIED_METHODS
-                    if attempts == MAX_STALE_ATTEMPTS or (wire.request_sent and not (is_stale and may_repeat)):
+                    may_repeat = not has_body and request.method in IDEMPOTENT_METHODS
+                    if wire.request_sent and not (is_stale and may_repeat):
+                        raise
+                    if attempts == MAX_ATTEMPTS or (attempts > MAX_STALE_ATTEMPTS and not is_reused):
                         raise
                 else:
                     if response.status_code == 407 and self._dialer.tells_proxy:
@@ -180,6 +189,11 @@ class Pool:
                 return connection
             connection.abort()
         return None
+
+    def _make_room(self) -> None:
+        """Give up the connection that is idle longest where a new one could not be made beside it."""
+        if self._idle and self._open >= self.upstream.max_connections:
+            next(iter(self._idle)).abort()
 
     async def _obtain(self) -> Connection:
         """A new connection, or the first that comes free. The connect time-out is for waiting and making it alike."""

@@ -60,7 +60,7 @@ async def test_a_whole_exchange(origin: Origin, relayed: Relayed, caller: Caller
     assert (line["client"], line["method"], line["upstream"], line["path"]) == ("127.0.0.1", "POST", "o", "/a%20b")
     assert (line["status"], line["outcome"], line["bytes_in"], line["bytes_out"]) == (200, "ok", 12, 2)
     assert 0 <= line["head_ms"] <= line["total_ms"]
-    assert "detail" not in line
+    assert not {"detail", "error", "queued_ms"} & set(line)
 
 
 async def test_no_query_header_or_body_is_in_a_line(
@@ -128,6 +128,7 @@ async def test_an_answer_cut_off_after_its_head_tells_both(
         await caller.get(b"/relay/o/x")
     (line,) = await lines(1)
     assert (line["status"], line["outcome"], line["bytes_out"]) == (200, "idle-timeout", 4)
+    assert line["error"] == "http_response_timeout"
 
 
 async def test_waiting_for_a_turn_is_told_of(

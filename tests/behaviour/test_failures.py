@@ -164,8 +164,8 @@ def dying(times: int) -> object:
     return script
 
 
-@pytest.mark.parametrize("method", [b"GET", b"HEAD", b"OPTIONS"])
-async def test_a_safe_request_that_met_a_dead_pooled_connection_is_sent_again(
+@pytest.mark.parametrize("method", [b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"])
+async def test_an_idempotent_request_that_met_a_dead_pooled_connection_is_sent_again(
     origin: Origin, relayed: Relayed, caller: Caller, method: bytes
 ) -> None:
     relayed()
@@ -176,7 +176,9 @@ async def test_a_safe_request_that_met_a_dead_pooled_connection_is_sent_again(
     assert origin.connections_made == 2
 
 
-@pytest.mark.parametrize(("method", "body"), [(b"POST", b"hello"), (b"POST", None), (b"DELETE", None), (b"GET", b"x")])
+@pytest.mark.parametrize(
+    ("method", "body"), [(b"POST", b"hello"), (b"POST", None), (b"PATCH", None), (b"PUT", b"hello"), (b"GET", b"x")]
+)
 async def test_a_request_that_may_have_been_carried_out_is_not_sent_again(
     origin: Origin, relayed: Relayed, caller: Caller, method: bytes, body: bytes | None
 ) -> None:

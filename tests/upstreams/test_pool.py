@@ -614,8 +614,8 @@ def stale(how: str) -> Script:
 
 
 @pytest.mark.parametrize("how", ["close", "reset"])
-@pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS"])
-async def test_a_safe_request_on_a_stale_connection_is_sent_again_on_a_fresh_one(
+@pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "PUT", "DELETE"])
+async def test_an_idempotent_request_on_a_stale_connection_is_sent_again_on_a_fresh_one(
     origin: Origin, seam: Seam, method: str, how: str
 ) -> None:
     origin.otherwise(stale(how))
@@ -624,7 +624,7 @@ async def test_a_safe_request_on_a_stale_connection_is_sent_again_on_a_fresh_one
     assert [request.connection for request in origin.requests] == [1, 1, 2]
 
 
-@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "get", "BREW"])
+@pytest.mark.parametrize("method", ["POST", "PATCH", "get", "BREW"])
 async def test_any_other_request_is_sent_once(origin: Origin, seam: Seam, method: str) -> None:
     origin.otherwise(stale("close"))
     await seam.get(b"/x")
@@ -633,11 +633,12 @@ async def test_any_other_request_is_sent_once(origin: Origin, seam: Seam, method
     assert [request.connection for request in origin.requests] == [1, 1]
 
 
-async def test_a_safe_request_with_a_body_is_sent_once(origin: Origin, seam: Seam) -> None:
+@pytest.mark.parametrize("method", ["GET", "PUT"])
+async def test_an_idempotent_request_with_a_body_is_sent_once(origin: Origin, seam: Seam, method: str) -> None:
     origin.otherwise(stale("close"))
     await seam.get(b"/x")
     with pytest.raises(httpx.RemoteProtocolError):
-        await seam.get(b"/x", **counted_body(b"a") | {"method": "GET"})
+        await seam.get(b"/x", **counted_body(b"a") | {"method": method})
     assert len(origin.requests) == 2
 
 
@@ -660,14 +661,37 @@ async def test_nothing_is_sent_again_once_a_byte_of_an_answer_came(
     assert len(origin.requests) == 2
 
 
-async def test_one_request_meets_only_so_many_stale_connections(origin: Origin, seam: Seam) -> None:
-    await opened(seam, origin, pool_room.MAX_STALE_ATTEMPTS + 1)
+async def test_one_request_meets_only_so_many_stale_connections_before_it_gets_a_new_one(
+    origin: Origin, seam: Seam
+) -> None:
+    await opened(seam, origin, 4)
     origin.on(b"/x", raw(b""))
     with pytest.raises(httpx.RemoteProtocolError):
         await seam.get(b"/x")
     met = [request.connection for request in origin.requests if request.target == b"/x"]
-    assert met == [4, 3, 2]
-    assert seam.pool.idle_connections == 1
+    assert met == [4, 3, 5]
+    assert seam.pool.idle_connections == 2
+
+
+@pytest.mark.parametrize("most", [4, 1024])
+async def test_however_many_connections_are_stale_an_idempotent_request_is_answered(
+    origin: Origin, seam: Seam, most: int
+) -> None:
+    seam.rules(max_connections=most)
+    await opened(seam, origin, 4)
+    old = {request.connection for request in origin.requests}
+
+    async def script(exchange: Exchange) -> None:
+        if exchange.head.connection in old:
+            await exchange.close()
+        else:
+            await exchange.send(OK)
+
+    origin.on(b"/x", script)
+    assert (await seam.get(b"/x")).status == 200
+    met = [request.connection for request in origin.requests if request.target == b"/x"]
+    assert met == [4, 3, 5]
+    assert seam.pool.open_connections <= most
 
 
 async def test_a_stale_connection_gives_its_place_to_the_one_that_is_made_instead(origin: Origin, seam: Seam) -> None:

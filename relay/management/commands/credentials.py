@@ -22,7 +22,7 @@ from django.views.decorators.debug import sensitive_variables
 
 from relay.catalog import credentials, loader
 from relay.management.authored import AuthoredCommand
-from relay.management.commands.upstreams import _find, sentences
+from relay.management.commands.upstreams import find_one, sentences
 from relay.models import AuthStyle, Credential, CredentialKind, Upstream
 from relay.rules.credentials import MAX_SECRET_BYTES, SECRETS, SETTINGS
 
@@ -102,7 +102,7 @@ class Command(AuthoredCommand):
         certificates: str | None,
         **options: Any,
     ) -> None:
-        upstream = _find(slug)
+        upstream = find_one(slug)
         named = {
             "secret": _reference(env, file),
             "session_token": _reference(session_token_env, session_token_file),
@@ -123,7 +123,7 @@ class Command(AuthoredCommand):
         self._warn(upstream)
 
     def show(self, *, slug: str, as_json: bool, **_: Any) -> None:
-        documents = [document(row) for row in _find(slug).credentials.select_related("upstream")]
+        documents = [document(row) for row in find_one(slug).credentials.select_related("upstream")]
         if as_json:
             self.stdout.write(json.dumps(documents, indent=2, ensure_ascii=False))
             return
@@ -147,7 +147,7 @@ class Command(AuthoredCommand):
         self.stdout.write(f"Removed from {slug}: {', '.join(map(str, rows))}")
 
     def _all_of(self, slug: str) -> list[Credential]:
-        rows = list(_find(slug).credentials.select_related("upstream"))
+        rows = list(find_one(slug).credentials.select_related("upstream"))
         if not rows:
             raise CommandError(f"{slug} has no credential. Set one with `credentials set {slug} --kind KIND`.")
         return rows

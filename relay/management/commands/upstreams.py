@@ -179,7 +179,7 @@ class Command(AuthoredCommand):
             raise CommandError("Say what to change: --set FIELD=VALUE, --header or --no-headers.")
         rules = _header_rules(headers)
         with transaction.atomic():
-            row = _find(slug)
+            row = find_one(slug)
             _assign(row, assignments)
             row.save()
             replaced = row.header_rules.all()
@@ -219,7 +219,7 @@ class Command(AuthoredCommand):
             print_table(self.stdout, lines)
 
     def show(self, *, slug: str, as_json: bool, **_: Any) -> None:
-        row = _find(slug)
+        row = find_one(slug)
         counts = usage.would_refuse(row)
         if as_json:
             self._print_json(document(row) | {"would_refuse": counts})
@@ -256,7 +256,7 @@ class Command(AuthoredCommand):
         self.stdout.write(f"Removed {', '.join(slugs)}")
 
     def check_upstream(self, *, slug: str, path: str, as_json: bool, **_: Any) -> None:
-        row = _find(slug)
+        row = find_one(slug)
         try:
             upstream = loader.snapshot_of(row, [], credentials.rows_of(row, kind=CredentialKind.CERTIFICATE))
         except loader.RowUnreadable as problem:
@@ -342,7 +342,7 @@ def _step_document(step: Step) -> dict[str, Any]:
     }
 
 
-def _find(slug: str) -> Upstream:
+def find_one(slug: str) -> Upstream:
     return find_all([slug])[0]
 
 
