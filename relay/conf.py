@@ -54,6 +54,8 @@ class Conf:
     """CIDRs of those who may ask for `/metrics` and the details of `/readyz`."""
     metrics_folder: Path | None
     """Where workers leave their numbers for each other. None: each tells of itself alone."""
+    store_folder: Path | None
+    """Where the last good snapshot is kept, to serve from when the database is away at start. None: nowhere."""
     via: str
     """The name this installation gives itself in `Via`; a request that comes with it has looped."""
     catalog_poll_seconds: float
@@ -97,6 +99,7 @@ def current() -> Conf:
         access_log=getattr(settings, "RELAY_ACCESS_LOG", "stdout"),
         metrics_networks=tuple(getattr(settings, "RELAY_METRICS_NETWORKS", DEFAULT_METRICS_NETWORKS)),
         metrics_folder=getattr(settings, "RELAY_METRICS_FOLDER", None),
+        store_folder=getattr(settings, "RELAY_STORE_FOLDER", None),
         via=getattr(settings, "RELAY_VIA", "") or _installation_name(),
         catalog_poll_seconds=getattr(settings, "RELAY_CATALOG_POLL_SECONDS", DEFAULT_CATALOG_POLL_SECONDS),
         encryption_keys=(

@@ -29,6 +29,9 @@ from config.settings import DATABASES, INSTALLED_APPS, SILENCED_SYSTEM_CHECKS, S
 _door = INSTALLED_APPS.index("config.door")
 INSTALLED_APPS[_door:_door] = ["django_otp", "django_otp.plugins.otp_totp", "django_otp.plugins.otp_static"]
 
+# One test's database is no other's. Tests of the store name a folder of their own.
+RELAY_STORE_FOLDER = None
+
 # Tests look at either side of one server, at one name.
 SILENCED_SYSTEM_CHECKS = [*SILENCED_SYSTEM_CHECKS, "relay.W001"]
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]

@@ -36,23 +36,30 @@ logger = logging.getLogger(__name__)
 
 _Line = tuple[UUID, str, str, str, str, datetime | None, int | None, bytes | None]
 """Consumer, what the line is, three texts, a moment, a number and bytes."""
+COLUMNS = ("c1", "c2", "c3", "c4", "c5", "c6", "c7", "c8")
 FETCHED_ROWS = 500
 
 
+def rows() -> Iterator[_Line]:
+    """All of them, from the database."""
+    return _lines(Q())
+
+
 def read_all() -> Iterator[Entry]:
-    return _read(Q())
+    return read(rows())
 
 
 def read_some(consumer_ids: Iterable[UUID]) -> Iterator[Entry]:
     """Those of them that are live."""
     ids = list(consumer_ids)
     for start in range(0, len(ids), FETCHED_ROWS):
-        yield from _read(Q(id__in=ids[start : start + FETCHED_ROWS]))
+        yield from read(_lines(Q(id__in=ids[start : start + FETCHED_ROWS])))
 
 
-def _read(which: Q) -> Iterator[Entry]:
+def read(rows: Iterable[Any]) -> Iterator[Entry]:
+    """The readable and live ones of these rows."""
     # Ordered, so that a consumer's own line ("a") comes before its grants and keys.
-    for consumer_id, lines in groupby(_lines(which), key=itemgetter(0)):
+    for consumer_id, lines in groupby(rows, key=itemgetter(0)):
         try:
             entry = _entry(consumer_id, lines)
         except (ValueError, TypeError, AttributeError) as problem:
@@ -150,6 +157,6 @@ def _columns(
             c7=Cast(number, IntegerField()),
             c8=Cast(sealed, BinaryField()),
         )
-        .values_list("c1", "c2", "c3", "c4", "c5", "c6", "c7", "c8")
+        .values_list(*COLUMNS)
     )
     return lines

@@ -6,17 +6,20 @@ statement reads an upstream together with its header rules and credentials, so t
 credentials, on every database and without a transaction that would keep writers waiting.
 
 Rows that can no longer be read are left out and logged, without their values: they must not take the others with them.
+
+A snapshot is made of rows alone: those of `TABLES`, whether the database or `relay.catalog.store` gives them.
 """
 
 from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections import namedtuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from operator import attrgetter
-from typing import cast
+from typing import Any, NamedTuple, Protocol, cast
 from uuid import UUID
 
 from django.db import DEFAULT_DB_ALIAS, Error, ProgrammingError, close_old_connections, connections, transaction
@@ -32,6 +35,8 @@ from relay.rules.headers import check_rule_name, check_rule_value, compile_chang
 from relay.rules.urls import parse_base_url, parse_proxy_url
 
 logger = logging.getLogger(__name__)
+
+Row = Sequence[Any]
 
 STATEMENT_TIMEOUT_SECONDS = 10
 """PostgreSQL gives up on a statement of ours after this. SQLite's readers wait for nobody."""
@@ -77,7 +82,8 @@ _COLUMNS = (
 _CREDENTIAL_COLUMNS = tuple(f"credentials__{name}" for name in credentials.Row._fields)
 _RULE_COLUMNS = ("header_rules__side", "header_rules__action", "header_rules__name", "header_rules__value")
 
-
+_LINE = (*_COLUMNS, "revision", *_CREDENTIAL_COLUMNS, *_RULE_COLUMNS)
+_named: Callable[[Row], Any] = namedtuple("_Line", _LINE)._make  # type: ignore[attr-defined]  # its fields are _LINE
 _CREDENTIALS = slice(len(_COLUMNS) + 1, len(_COLUMNS) + 1 + len(_CREDENTIAL_COLUMNS))
 """Where they stand in a line, behind the revision."""
 
@@ -91,15 +97,65 @@ class CatalogUnreadable(Exception):
         """Class name of what the database's driver raised."""
 
 
+class Table(NamedTuple):
+    columns: tuple[str, ...]
+    """Of a row, in their order."""
+    rows: Callable[[], Iterator[Row]]
+    """All rows that requests are decided from, from the database."""
+
+
+TABLES: Mapping[str, Table] = {
+    "consumers": Table(consumers.COLUMNS, lambda: consumers.rows()),
+    "upstreams": Table(_LINE, lambda: _rows(models.Upstream.objects.all())),
+}
+"""All that a snapshot is made of."""
+
+
+class Rows(Protocol):
+    """The rows of all tables at one revision, or later."""
+
+    @property
+    def revision(self) -> int: ...
+
+    def of(self, table: str) -> Iterator[Row]: ...
+
+
+class DatabaseRows:
+    """Those of the database, while it is read from."""
+
+    def __init__(self) -> None:
+        self.revision = _revision()
+
+    def of(self, table: str) -> Iterator[Row]:
+        return TABLES[table].rows()
+
+    def are_those_of(self, revision: int) -> bool:
+        """Whether nothing that a snapshot is made of has changed since. What is in cookies' jars is no part of it."""
+        logs = (models.Change, models.ConsumerChange)
+        return self.revision >= revision and not any(log.objects.filter(revision__gt=revision).exists() for log in logs)
+
+
+@contextmanager
+def reading_rows() -> Iterator[DatabaseRows]:
+    """For a thread. Raises `CatalogUnreadable`."""
+    with _reading():
+        yield DatabaseRows()
+
+
 def load_all() -> Snapshot:
     """Every enabled upstream and live consumer. Raises `CatalogUnreadable`.
 
     100,000 rows take seconds, in which other threads run on.
     """
-    with _reading(), _without_collections():
-        revision = _revision()
-        roster = Roster(consumers.read_all())
-        return Snapshot(_read(models.Upstream.objects.all()), roster=roster, revision=revision)
+    with reading_rows() as rows:
+        return load_from(rows)
+
+
+def load_from(rows: Rows) -> Snapshot:
+    """The snapshot that these rows make."""
+    with _without_collections():
+        roster = Roster(consumers.read(rows.of("consumers")))
+        return Snapshot(_upstreams(rows.of("upstreams")), roster=roster, revision=rows.revision)
 
 
 def load_changes(since: Snapshot) -> Snapshot | None:
@@ -198,17 +254,24 @@ def _revision() -> int:
 
 
 def _read(rows: QuerySet[models.Upstream]) -> Iterator[Upstream]:
-    """The readable ones of the enabled rows, in one statement: a row for each header rule and credential, at least
-    one an upstream."""
+    return _upstreams(_rows(rows))
+
+
+def _rows(rows: QuerySet[models.Upstream]) -> Iterator[Row]:
+    """Of the enabled ones, in one statement: a row for each header rule and credential, at least one an upstream."""
     last_change = models.Change.objects.filter(slug=OuterRef("slug")).values("revision")
-    found = (
+    return (
         rows.filter(enabled=True)
         .order_by("id", "header_rules__id", "credentials__id")
         .annotate(revision=Subquery(last_change))
-        .values_list(*_COLUMNS, "revision", *_CREDENTIAL_COLUMNS, *_RULE_COLUMNS, named=True)
+        .values_list(*_LINE)
         .iterator(chunk_size=FETCHED_ROWS)
     )
-    for slug, group in groupby(found, key=attrgetter("slug")):
+
+
+def _upstreams(rows: Iterable[Row]) -> Iterator[Upstream]:
+    """The readable ones."""
+    for slug, group in groupby(map(_named, rows), key=attrgetter("slug")):
         lines = list(group)
         # Each rule comes once with each credential.
         kinds = len({line.credentials__id for line in lines}) if len(lines) > 1 else 1

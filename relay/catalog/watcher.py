@@ -5,6 +5,9 @@ connection of a request is ever waited for, and the event loop only ever swaps a
 last revision; only when it moved is more read, and only what changed. A poll that fails or hangs leaves the snapshot in
 force: the relay serves on, `state()` says so (`/readyz` shows it), and the log has one line when it begins and one when
 it ends. Polls never overlap; one that hangs is waited for rather than joined by another.
+
+When the database is away at the start, or does not answer, `relay.catalog.store` gives the snapshot that was kept
+last. All is then as after a failing poll, and the first poll that succeeds reads everything.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -20,7 +23,9 @@ from typing import Any, TypeVar, TypeVarTuple
 
 from relay import catalog, conf
 from relay.catalog import loader
+from relay.catalog.row_file import RowsUnusable
 from relay.catalog.snapshot import Snapshot, free_in_slices
+from relay.catalog.store import Store
 from relay.observing.families import Family, Sample
 from relay.signals import server_shutdown, server_startup
 
@@ -31,6 +36,8 @@ _Loaded = TypeVar("_Loaded")
 
 POLL_DEADLINE_SECONDS = 20.0
 """A poll that takes longer counts as failed until it ends. Reading 100,000 changes takes about five seconds."""
+START_DEADLINE_SECONDS = 20.0
+"""How long the start waits for a database that does not answer, where a stored snapshot can serve instead."""
 STOP_SECONDS = 1.0
 """How long `stop` waits for a running poll."""
 
@@ -46,6 +53,8 @@ class CatalogState:
     """When the first of the failing polls was noticed: ISO 8601, UTC."""
     error: str | None = None
     """Class name of what the last failing poll raised. Never its text: drivers put addresses there."""
+    source: str = "database"
+    """Of the snapshot in force; `store` from a start without the database until that is back."""
     age_seconds: float = field(default=0.0, compare=False)
     """Since the snapshot was last known to be what the database has."""
 
@@ -53,8 +62,14 @@ class CatalogState:
 class Watcher:
     """One watch over the database, within one event loop. The module's functions are those of the process's one."""
 
-    def __init__(self, *, poll_deadline_seconds: float = POLL_DEADLINE_SECONDS) -> None:
+    def __init__(
+        self,
+        *,
+        poll_deadline_seconds: float = POLL_DEADLINE_SECONDS,
+        start_deadline_seconds: float = START_DEADLINE_SECONDS,
+    ) -> None:
         self._poll_deadline_seconds = poll_deadline_seconds
+        self._start_deadline_seconds = start_deadline_seconds
         self._subscribers: list[Callable[[Snapshot], None]] = []
         self._failing_since: datetime | None = None
         self._error: str | None = None
@@ -62,6 +77,8 @@ class Watcher:
         self._task: asyncio.Task[None] | None = None
         self._polling: asyncio.Future[None] | None = None
         self._confirmed_at = time.monotonic()
+        self._store: Store | None = None
+        self._source = "database"
 
     def state(self) -> CatalogState:
         return CatalogState(
@@ -70,6 +87,7 @@ class Watcher:
             healthy=self._failing_since is None,
             failing_since=None if self._failing_since is None else self._failing_since.isoformat(timespec="seconds"),
             error=self._error,
+            source=self._source,
         )
 
     def subscribe(self, callback: Callable[[Snapshot], None]) -> Callable[[], None]:
@@ -86,16 +104,56 @@ class Watcher:
         if self._thread is not None:
             raise RuntimeError("the watcher has been started")
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="relay-watcher")
+        folder = conf.current().store_folder
+        self._store = None if folder is None else Store(folder)
         try:
-            snapshot = await self._in_thread(loader.load_all)
+            snapshot = await self._load()
         except BaseException:
             await self.stop()
             raise
-        self._recovered()
         catalog.publish(snapshot)
         self._tell_subscribers()
         logger.info("%d upstreams are live, revision %d.", len(snapshot), snapshot.revision)
         self._task = asyncio.create_task(self._watch(), name="relay-watcher")
+
+    async def _load(self) -> Snapshot:
+        """From the database, or else from the store."""
+        loading = asyncio.ensure_future(self._in_thread(loader.load_all))
+        try:
+            _, late = await asyncio.wait([loading], timeout=self._start_deadline_seconds if self._store else None)
+            if late:
+                problem = loader.CatalogUnreadable("The database does not answer.", kind=TimeoutError.__name__)
+                try:
+                    snapshot = await self._load_stored(problem)
+                except loader.CatalogUnreadable:
+                    pass  # nothing is left but to wait
+                else:
+                    # It may answer yet.
+                    self._polling = self._begin(self._take(loading))
+                    return snapshot
+            snapshot = await loading
+        except loader.CatalogUnreadable as problem:
+            return await self._load_stored(problem)
+        except asyncio.CancelledError:
+            loading.cancel()
+            raise
+        self._recovered()
+        return snapshot
+
+    async def _load_stored(self, problem: loader.CatalogUnreadable) -> Snapshot:
+        """What to serve while the database has this problem. Raises `CatalogUnreadable` when there is nothing."""
+        if self._store is None:
+            raise problem
+        try:
+            kept = await self._store.load()
+        except RowsUnusable as reason:
+            text = f"{problem} No stored snapshot can stand in for it: {reason}."
+            raise loader.CatalogUnreadable(text, kind=problem.kind) from None
+        self._source = "store"
+        self._failed(problem.kind, str(problem))
+        self._confirmed_at = time.monotonic() - kept.age_seconds
+        logger.warning("The relay starts with the snapshot it stored %.0f s ago.", kept.age_seconds)
+        return kept.snapshot
 
     async def stop(self) -> None:
         """End the watch and give the thread's connections back. A poll that hangs is left to its own time-outs."""
@@ -115,6 +173,9 @@ class Watcher:
             self._polling = None
         self._thread = None
         thread.shutdown(wait=False)
+        if self._store is not None:
+            await self._store.stop()
+            self._store = None
 
     async def poll_now(self) -> None:
         """Have everything that committed before this call published when it returns, unless the database fails."""
@@ -137,17 +198,29 @@ class Watcher:
     def _begin_poll(self) -> asyncio.Future[None]:
         """The poll under way, or a new one."""
         if self._polling is None:
-            self._polling = asyncio.ensure_future(self._poll())
-            self._polling.add_done_callback(self._ended)
+            self._polling = self._begin(self._poll())
         return self._polling
+
+    def _begin(self, poll: Coroutine[Any, Any, None]) -> asyncio.Future[None]:
+        polling = asyncio.ensure_future(poll)
+        polling.add_done_callback(self._ended)
+        return polling
 
     def _ended(self, polling: asyncio.Future[None]) -> None:
         if self._polling is polling:
             self._polling = None
 
     async def _poll(self) -> None:
+        if self._source == "database":
+            await self._take(self._in_thread(loader.load_changes, catalog.current()))
+        else:
+            # The store has what this database had, if it is the same one.
+            await self._take(self._in_thread(loader.load_all))
+
+    async def _take(self, loading: Awaitable[Snapshot | None]) -> None:
+        """Publish what is being loaded, if anything."""
         try:
-            snapshot = await self._in_thread(loader.load_changes, catalog.current())
+            snapshot = await loading
         except loader.CatalogUnreadable as problem:
             self._failed(problem.kind, str(problem))
         except Exception as problem:
@@ -181,6 +254,9 @@ class Watcher:
 
     def _recovered(self) -> None:
         self._confirmed_at = time.monotonic()
+        self._source = "database"
+        if self._store is not None:
+            self._store.follow()
         if self._failing_since is not None:
             logger.warning(
                 "Edits are seen again, after %.0f s.", (datetime.now(UTC) - self._failing_since).total_seconds()

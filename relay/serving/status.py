@@ -66,6 +66,7 @@ async def tell_ready(scope: Scope, send: Send) -> None:
         state = watcher.state()
         document["catalog"] = {
             "revision": state.revision,
+            "source": state.source,
             "database": "ok" if state.healthy else "unreachable",
             "failing_since": state.failing_since,
             "error": state.error,

@@ -1,0 +1,161 @@
+"""Keeps the last good snapshot in the data folder, so that the relay starts when the database is away.
+
+Theory of operation. What is kept are the rows that the loader makes snapshots of, in a `row_file`; secrets are in it as
+they are in the database, sealed, and the whole is sealed again. While polls succeed, a thread of the store's own looks
+every `KEEP_SECONDS`: where the database still has what the file has, the file is touched, so its time tells when it was
+last known to be right; else it is written anew, from the database, by one worker of the machine. What writing costs
+bounds how often it is done (`WRITING_SHARE`). Nothing here decides requests or ends a worker: a disk that is full or a
+folder that cannot be written is one line in the log when it begins and one when it ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from relay import vault
+from relay.catalog import loader, row_file
+from relay.catalog.row_file import RowsUnusable
+from relay.catalog.snapshot import Snapshot
+
+logger = logging.getLogger(__name__)
+
+KEEP_SECONDS = 10.0
+"""How far the file may be behind what requests are decided from, when writing it is quick."""
+WRITING_SHARE = 0.05
+"""Of a machine's time, at most, is spent on writing: a file that takes 3 seconds is written once a minute."""
+MOST_PAUSE_SECONDS = 300.0
+"""Between two writings, however long one takes."""
+DOUBTED_SECONDS = 300.0
+"""A file that was not confirmed for so long is written anew, whatever it says: the database may be another by now."""
+STOP_SECONDS = 1.0
+
+_COLUMNS = {name: table.columns for name, table in loader.TABLES.items()}
+
+
+class Kept(NamedTuple):
+    snapshot: Snapshot
+    age_seconds: float
+    """Since it was last known to be what the database has."""
+
+
+class Store:
+    """One worker's view of the file in `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._path = folder / "snapshot"
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="relay-store")
+        self._stopping = threading.Event()
+        self._keeping: asyncio.Future[None] | None = None
+        self._next = 0.0
+        """When the file may be looked at again, by `time.monotonic()`."""
+        self._failing = False
+
+    async def load(self) -> Kept:
+        """What is kept. Raises RowsUnusable."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._load)
+
+    def follow(self) -> None:
+        """The database has just answered: keep what it has, if that is due."""
+        if self._keeping is None and time.monotonic() >= self._next:
+            self._keeping = asyncio.get_running_loop().run_in_executor(self._thread, self.keep)
+            self._keeping.add_done_callback(self._kept)
+
+    def _kept(self, done: asyncio.Future[None]) -> None:
+        self._keeping = None
+        if not done.cancelled() and (problem := done.exception()) is not None:
+            logger.error("The snapshot could not be stored.", exc_info=problem)
+
+    async def stop(self) -> None:
+        """What is being written is given up. A database that hangs is left to its own time-outs."""
+        self._stopping.set()
+        released = asyncio.wrap_future(self._thread.submit(loader.release_connections))
+        await asyncio.wait([released], timeout=STOP_SECONDS)
+        released.cancel()
+        if self._keeping is not None:
+            self._keeping.cancel()
+        self._thread.shutdown(wait=False)
+
+    # For the thread.
+
+    def _load(self) -> Kept:
+        with row_file.reading(self._path, _COLUMNS) as rows:
+            return Kept(loader.load_from(rows), max(0.0, time.time() - rows.head.confirmed_at))
+
+    def keep(self) -> None:
+        """Have the file say what the database has, unless another worker is at it. Never for a reason to stop."""
+        try:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with _alone(self._folder / "lock") as lock:
+                if lock is not None:
+                    self._confirm_or_write(lock)
+        except loader.CatalogUnreadable:
+            pass  # the watcher tells of it
+        except OSError as problem:
+            if not self._failing:
+                self._failing = True
+                logger.error(
+                    "The snapshot cannot be stored in %s (%s). The relay serves all the same, but would it start while "
+                    "the database is away, it would know no more than what was stored before.",
+                    self._folder,
+                    problem.strerror,
+                )
+        else:
+            if self._failing:
+                self._failing = False
+                logger.warning("The snapshot is stored again.")
+        finally:
+            self._next = time.monotonic() + KEEP_SECONDS
+
+    def _confirm_or_write(self, lock: int) -> None:
+        with loader.reading_rows() as rows:
+            began = time.time()
+            revision = self._trusted_revision(began)
+            if revision is not None and rows.are_those_of(revision):
+                os.utime(self._path)
+            elif revision is None or not 0 < os.fstat(lock).st_mtime - began <= MOST_PAUSE_SECONDS:
+                spent = -time.monotonic()
+                row_file.write(
+                    self._path,
+                    _COLUMNS,
+                    rows.of,
+                    revision=rows.revision,
+                    confirmed_at=began,
+                    go_on=lambda: not self._stopping.is_set(),
+                )
+                spent += time.monotonic()
+                # The lock's time says, to all workers, when there may be a next writing.
+                next_at = time.time() + min(spent / WRITING_SHARE, MOST_PAUSE_SECONDS)
+                os.utime(lock, (next_at, next_at))
+
+    def _trusted_revision(self, now: float) -> int | None:
+        """Of the file, if this relay could start from it; None for one to be replaced, whatever the database has."""
+        try:
+            head = row_file.read_head(self._path)
+        except RowsUnusable:
+            return None
+        right = head.has(_COLUMNS) and head.key == vault.keyring().newest_id
+        return head.revision if right and 0 <= now - head.confirmed_at < DOUBTED_SECONDS else None
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[int | None]:
+    """A descriptor of the locked file, or None: another worker of this machine has the lock."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield descriptor
+    except BlockingIOError:
+        yield None
+    finally:
+        os.close(descriptor)
