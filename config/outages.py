@@ -19,8 +19,11 @@ def server_error(request: HttpRequest) -> HttpResponse:
     """Django's `handler500`, called while the exception is being handled."""
     if not isinstance(sys.exception(), OperationalError | InterfaceError):
         return defaults.server_error(request)
-    return HttpResponse(
+    response = HttpResponse(
         render_to_string("outage.html"),
         status=503,
         headers={"Retry-After": str(RETRY_AFTER_SECONDS), "Cache-Control": "no-store"},
     )
+    # The watcher tells of an outage once; Django would each time, with a traceback that has the database's address.
+    response._has_been_logged = True  # type: ignore[attr-defined]
+    return response
