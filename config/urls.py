@@ -17,3 +17,5 @@ urlpatterns = [
     path("", include("relay.urls")),
     path("", RedirectView.as_view(pattern_name="admin:index"), name="root"),
 ]
+
+handler500 = "config.outage.server_error"
