@@ -142,7 +142,7 @@ class ServedProcess:
 
     Entered when `/readyz` answers 200. `environment` is added to an otherwise empty one. Left, it sends SIGTERM and
     waits, and kills the whole process group past `stop_seconds`. `data_dir` names a folder to serve from (again); it is
-    then kept.
+    then kept, and `first_run=False` takes it as it is.
     """
 
     def __init__(
@@ -154,7 +154,9 @@ class ServedProcess:
         environment: Mapping[str, str] | None = None,
         start_seconds: float = 30.0,
         stop_seconds: float = 15.0,
+        first_run: bool = True,
     ) -> None:
+        self._first_run = first_run
         self._folder = tempfile.TemporaryDirectory() if data_dir is None else contextlib.nullcontext(str(data_dir))
         self.port = port
         self.workers = workers
@@ -173,9 +175,10 @@ class ServedProcess:
             **self._added,
         }
         try:
-            first_run = await self.manage("first_run", within=self.start_seconds)
-            if first_run.code:
-                raise AssertionError(f"first_run ended with {first_run.code}:\n{first_run.out}{first_run.err}")
+            if self._first_run:
+                first_run = await self.manage("first_run", within=self.start_seconds)
+                if first_run.code:
+                    raise AssertionError(f"first_run ended with {first_run.code}:\n{first_run.out}{first_run.err}")
             await self._start()
         except BaseException:
             self._folder.__exit__(None, None, None)

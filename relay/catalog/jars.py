@@ -27,6 +27,8 @@ from relay.signals import server_shutdown, server_startup
 logger = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 0.25
+START_SECONDS = 5.0
+"""How long the start waits for the jars to be read: a database that does not answer must not hold it."""
 RETRY_SECONDS = 5.0
 """After a failure of the database."""
 MOST_WAITING = 256
@@ -97,7 +99,8 @@ class Jars:
         """Read all jars. A failure is logged: the watcher says of the database what there is to say."""
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="relay-jars")
         self._revision = None
-        await self._read()
+        self._reading = asyncio.get_running_loop().create_task(self._keep_reading(), name="relay-jars-reading")
+        await asyncio.wait([self._reading], timeout=START_SECONDS)
 
     def follow(self, snapshot: Snapshot) -> None:
         """Told by the catalog's watcher after each poll: read what may have changed since the last look."""

@@ -39,6 +39,7 @@ DOUBTED_SECONDS = 300.0
 """A file that was not confirmed for so long is written anew, whatever it says: the database may be another by now."""
 STOP_SECONDS = 1.0
 
+_NAME = "snapshot"
 _COLUMNS = {name: table.columns for name, table in loader.TABLES.items()}
 
 
@@ -48,12 +49,17 @@ class Kept(NamedTuple):
     """Since it was last known to be what the database has."""
 
 
+def is_in(folder: Path) -> bool:
+    """Whether something was kept there; whether it can be read shows when it is."""
+    return (folder / _NAME).is_file()
+
+
 class Store:
     """One worker's view of the file in `folder`."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._path = folder / "snapshot"
+        self._path = folder / _NAME
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="relay-store")
         self._stopping = threading.Event()
         self._keeping: asyncio.Future[None] | None = None

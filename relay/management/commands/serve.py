@@ -1,7 +1,8 @@
 """`manage.py serve`: gunicorn with the project's worker, after what would fail later has been looked at.
 
-What cannot work is said in one line, exit code 2, before a single worker starts. The listening socket is opened here
-and handed to gunicorn, so the port that was found free is the port that is served.
+What cannot work is said in one line, exit code 2, before a single worker starts. A database that is away can: workers
+start with the snapshot that was stored last, if there is one. The listening socket is opened here and handed to
+gunicorn, so the port that was found free is the port that is served.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import resource
 import socket
 import tempfile
 from argparse import ArgumentParser
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -23,6 +25,9 @@ from django.db import DEFAULT_DB_ALIAS, connections
 from django.db.migrations.executor import MigrationExecutor
 from django.db.utils import Error as DatabaseError
 from django.utils.module_loading import import_string
+
+from relay import conf
+from relay.catalog import store
 
 BACKLOG = 2048
 
@@ -48,11 +53,7 @@ class Command(BaseCommand):
             raise CommandError(f"--workers {workers} is wrong: give a number from 1 to 1024.", returncode=2)
         warnings = self.pass_checks()
         check_data_dir(settings.RELAY_DATA_DIR)
-        if waiting := count_waiting_migrations():
-            raise CommandError(
-                f"The database is not migrated ({waiting} migrations wait): run `python manage.py migrate`.",
-                returncode=2,
-            )
+        look_at_database(may_be_away=can_start_without(), tell=self.stderr.write)
         if os.environ.keys() & {"GUNICORN_FD", "LISTEN_FDS"}:
             address = f"{host}:{port}"  # the socket is inherited: gunicorn's own re-execution (USR2), or systemd's
         else:
@@ -91,12 +92,37 @@ def check_data_dir(folder: Path) -> None:
         ) from None
 
 
-def count_waiting_migrations() -> int:
+def can_start_without() -> bool:
+    """Whether there is a snapshot to serve while the database is away."""
+    folder = conf.current().store_folder
+    return folder is not None and store.is_in(folder)
+
+
+def look_at_database(*, may_be_away: bool, tell: Callable[[str], object]) -> None:
+    """Raises CommandError, with what to do, for one that is not migrated, or is away and may not be."""
+    try:
+        waiting = count_waiting_migrations(empty_is_away=may_be_away)
+    except CommandError as problem:
+        if not may_be_away:
+            raise
+        tell(f"{problem} The relay starts with the snapshot that it stored last.")
+    else:
+        if waiting:
+            raise CommandError(
+                f"The database is not migrated ({waiting} migrations wait): run `python manage.py migrate`.",
+                returncode=2,
+            )
+
+
+def count_waiting_migrations(*, empty_is_away: bool = False) -> int:
     """Connect once, past any pool, and count what is not migrated. Raises CommandError when that fails."""
     probe = connections[DEFAULT_DB_ALIAS].copy()
     probe.settings_dict["OPTIONS"].pop("pool", None)  # a pool would wait, and hide the reason
     try:
         executor = MigrationExecutor(probe)
+        if empty_is_away and not executor.loader.applied_migrations:
+            # SQLite makes a new file where the one with the data was moved away.
+            raise CommandError("The database is empty: check DATABASE_URL.", returncode=2)
         return len(executor.migration_plan(executor.loader.graph.leaf_nodes()))
     except DatabaseError as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
