@@ -317,20 +317,20 @@ async def test_an_upstream_that_says_nothing_is_given_up_after_the_idle_time_out
 
 
 async def test_what_is_written_counts_against_silence(origin: Origin, seam: Seam) -> None:
-    seam.rules(idle_timeout_seconds=0.3)
+    seam.rules(idle_timeout_seconds=0.8)
 
     async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(b"heard %d" % len(await reader.readexactly(6)))
+        writer.write(b"heard %d" % len(await reader.readexactly(10)))
 
     origin.otherwise(tunnel(listen))
     async with switched(seam) as stream:
         reading = asyncio.create_task(stream.read(100))
-        for _ in range(6):
+        for _ in range(10):
             over = asyncio.Event()
             asyncio.get_running_loop().call_later(0.1, over.set)
             await over.wait()
             await stream.write(b"x")
-        assert await reading == b"heard 6"
+        assert await reading == b"heard 10"
 
 
 async def test_a_write_that_timed_out_may_be_followed_by_another() -> None:
