@@ -45,10 +45,6 @@ def rows() -> Iterator[_Line]:
     return _lines(Q())
 
 
-def read_all() -> Iterator[Entry]:
-    return read(rows())
-
-
 def read_some(consumer_ids: Iterable[UUID]) -> Iterator[Entry]:
     """Those of them that are live."""
     ids = list(consumer_ids)

@@ -105,7 +105,7 @@ class Table(NamedTuple):
 
 
 TABLES: Mapping[str, Table] = {
-    "consumers": Table(consumers.COLUMNS, lambda: consumers.rows()),
+    "consumers": Table(consumers.COLUMNS, consumers.rows),
     "upstreams": Table(_LINE, lambda: _rows(models.Upstream.objects.all())),
 }
 """All that a snapshot is made of."""

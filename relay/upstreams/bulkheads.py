@@ -34,22 +34,21 @@ QUEUED = Family("relay_exchanges_queued", "gauge", "Exchanges that wait for thei
 
 
 def take(upstream: Upstream) -> bool:
-    """Take a slot if one is free and nobody waits for it. It is given back once, by `give_back`."""
+    """Take a slot if one is free and nobody waits for it; else say that `wait` is to be called, which takes one later.
+    It is given back once, by `give_back`. Raises `UpstreamFull` when too many wait."""
     slug = upstream.slug
-    if slots[slug] >= upstream.max_concurrent or slug in _queues:
-        return False
-    slots[slug] += 1
-    return True
+    if slots[slug] < upstream.max_concurrent and slug not in _queues:
+        slots[slug] += 1
+        return True
+    if len(_queues.get(slug, ())) >= upstream.max_queued:
+        raise errors.UpstreamFull(f"{upstream.max_concurrent} exchanges, {upstream.max_queued} wait")
+    return False
 
 
 async def wait(upstream: Upstream) -> None:
-    """Wait for a slot, and take it. Raises `UpstreamFull` when too many wait, `QueueTimedOut` after the time-out."""
+    """Wait for a slot, and take it. Raises `QueueTimedOut` after the time-out. Right after `take` said no."""
     slug = upstream.slug
-    queue = _queues.get(slug)
-    if (len(queue) if queue else 0) >= upstream.max_queued:
-        raise errors.UpstreamFull(f"{upstream.max_concurrent} exchanges, {upstream.max_queued} wait")
-    if queue is None:
-        queue = _queues[slug] = OrderedDict()
+    queue = _queues.setdefault(slug, OrderedDict())
     turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     queue[turn] = upstream.max_concurrent
     # An edit may have raised the bound since the last slot came free.

@@ -148,6 +148,20 @@ async def test_waiting_for_a_turn_is_told_of(
     assert 0 < waited["queued_ms"] <= waited["head_ms"]
 
 
+async def test_who_is_refused_at_once_has_not_waited(
+    origin: Origin, relayed: Relayed, ground: Ground, caller: Caller, lines: Lines
+) -> None:
+    relayed(max_concurrent=1, max_queued=0)
+    origin.on(b"/x", hang())
+    async with Caller(ground.port) as holder:
+        await holder.send(GET)
+        await origin.next_exchange()
+        assert (await caller.get(b"/relay/o/x")).status == 503
+    refused, _ = await lines(2)
+    assert refused["outcome"] == "upstream-full"
+    assert "queued_ms" not in refused
+
+
 @pytest.mark.parametrize(("head_first", "status"), [(False, 0), (True, 200)])
 async def test_a_caller_who_leaves_is_told_of(
     origin: Origin, relayed: Relayed, caller: Caller, lines: Lines, head_first: bool, status: int

@@ -161,6 +161,7 @@ async def test_away_at_the_start_the_relay_serves_what_it_stored_and_recovers_al
             page = await get(served, path, SIGNED_IN)
             assert (page.status, page.values(b"retry-after")) == (503, [b"5"])
             assert b"The database is away" in page.data
+            assert page.values(b"content-security-policy")
 
         await database.come_back()
 
@@ -212,6 +213,7 @@ async def test_away_under_load_loses_nothing(database: Database, tmp_path: Path,
                 await database.leave()
                 await served.until_output("Edits are not seen", within=30)
                 served.output.clear()
+                assert (await get(served, b"/admin/", SIGNED_IN)).status == 503
                 await load.until_answered(100)
                 await database.come_back()
 
@@ -219,6 +221,7 @@ async def test_away_under_load_loses_nothing(database: Database, tmp_path: Path,
                     return (await catalog_of(served))["database"] == "ok"
 
                 await until(is_back)
+                assert (await get(served, b"/admin/", SIGNED_IN)).status == 302
         assert load.failures == []
 
 
