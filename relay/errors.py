@@ -8,6 +8,7 @@ access log sees.
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 TYPE_PREFIX = "urn:relay:error:"
@@ -21,7 +22,7 @@ class RelayError(Exception):
     title: ClassVar[str] = "The relay failed"
     advice: ClassVar[str] = "Report this with the request id to whoever runs the relay."
     proxy_status: ClassVar[str] = "proxy_internal_error"
-    retry_after_seconds: ClassVar[int | None] = None
+    retry_after_seconds: int | None = None
 
     def __init__(self, detail: str = "", *, headers: tuple[tuple[bytes, bytes], ...] = ()) -> None:
         """`detail` is for the log alone; `headers` are further response header pairs (`Allow`, `WWW-Authenticate`)."""
@@ -260,6 +261,21 @@ class UpstreamFull(RelayError):
     advice = "Wait as long as Retry-After says and try again."
     proxy_status = "connection_limit_reached"
     retry_after_seconds = 1
+
+
+class TargetsUnavailable(RelayError):
+    """Raised with the number of seconds after which one may be tried again."""
+
+    status = 503
+    type = "targets-unavailable"
+    title = "All of this upstream's targets are out of use"
+    advice = "Wait as long as Retry-After says and try again."
+    proxy_status = "destination_unavailable"
+    retry_after_seconds = 1
+
+    def __init__(self, detail: str = "", *, seconds: float = 1.0) -> None:
+        super().__init__(detail)
+        self.retry_after_seconds = max(1, math.ceil(seconds))
 
 
 class QueueTimedOut(RelayError):

@@ -13,8 +13,10 @@ from typing import cast
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
 
 from relay import catalog, conf, errors
+from relay.catalog import Target, Upstream
 from relay.conf import MOUNT
 from relay.rules import access, forwarding, headers, paths, signing
+from relay.rules.balancing import Balancing
 from relay.rules.hosts import check_relay
 from relay.serving import gate, heads, hosts
 from relay.serving.asgi import EARLY_HINT, SENT_TARGET, TRAILERS
@@ -91,7 +93,8 @@ async def _carry(request: RelayRequest) -> RelayResponse:
     if upstream.max_request_bytes is not None and (fields.content_length or 0) > upstream.max_request_bytes:
         raise errors.RequestTooLarge(f"{fields.content_length} bytes announced")
 
-    exchange = request.exchange = Exchange(upstream, method=method)
+    affinity = None if upstream.sole_target is not None else _affinity(upstream, scope["headers"], entry.consumer)
+    exchange = request.exchange = Exchange(upstream, method=method, affinity=affinity)
     if upstream.total_timeout_seconds is not None:
         request.limit_seconds(upstream.total_timeout_seconds, errors.TotalTimedOut())
     if not (fields.expects_continue and fields.has_body):
@@ -120,6 +123,7 @@ async def _carry(request: RelayRequest) -> RelayResponse:
     pairs = heads.response_pairs(
         upstream,
         headers.read_response(raw, status=status, own_host=bool(place.slug)),
+        sent_to=cast(Target, exchange.target),
         place=place,
         target=target,
         mount=mount,
@@ -137,8 +141,9 @@ async def _carry(request: RelayRequest) -> RelayResponse:
 
 def _pass_hints(request: RelayRequest, mount: bytes, status: int, pairs: headers.Pairs) -> None:
     """Of interim answers, early hints are the kind that a caller can do something with."""
-    if status == 103 and request.exchange is not None:
-        links = heads.hinted_links(request.exchange.upstream, pairs, mount=mount)
+    exchange = request.exchange
+    if status == 103 and exchange is not None and exchange.target is not None:
+        links = heads.hinted_links(exchange.upstream, exchange.target, pairs, mount=mount)
         if links:
             request.hint(links)
 
@@ -164,6 +169,13 @@ async def _deliver(
     pairs = [pair for pair in pairs if pair[0] != b"content-length"]
     pairs.append((b"content-length", b"%d" % len(whole)))
     return RelayResponse(status, pairs, whole=whole)
+
+
+def _affinity(upstream: Upstream, raw: headers.Pairs, consumer: str) -> bytes | None:
+    """What decides to which target a request goes, where the upstream balances by such and the request has it."""
+    if upstream.balancing == Balancing.HEADER:
+        return next((value for name, value in raw if name == upstream.balancing_header), None)
+    return consumer.encode() if upstream.balancing == Balancing.CONSUMER and consumer else None
 
 
 def _trailers(exchange: Exchange) -> headers.Pairs:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from relay.catalog.snapshot import HeaderChanges, Snapshot, Upstream
+from relay.catalog.snapshot import HeaderChanges, Snapshot, Target, Upstream
 
-__all__ = ["HeaderChanges", "Snapshot", "Upstream", "current", "publish"]
+__all__ = ["HeaderChanges", "Snapshot", "Target", "Upstream", "current", "publish"]
 
 _current = Snapshot()
 

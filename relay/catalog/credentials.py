@@ -51,9 +51,9 @@ class _Unusable(Exception):
     """The text says what to do and holds no value."""
 
 
-def read(upstream: models.Upstream, rows: Sequence[Row]) -> Credential:
-    """All of an upstream's credentials in one. Never raises."""
-    return combine([_read(upstream, row) for row in rows])
+def read(upstream: models.Upstream, rows: Sequence[Row], *, addresses: Sequence[str]) -> Credential:
+    """All of an upstream's credentials in one. `addresses` are those of its targets. Never raises."""
+    return combine([_read(upstream, row, addresses) for row in rows])
 
 
 def problem_of(saved: models.Credential) -> str:
@@ -74,12 +74,12 @@ def _row(saved: models.Credential) -> Row:
     return Row(*(getattr(saved, name) for name in Row._fields))
 
 
-def _read(upstream: models.Upstream, row: Row) -> Credential:
+def _read(upstream: models.Upstream, row: Row, addresses: Sequence[str]) -> Credential:
     # Before the secrets: what changes while they are read is noticed at the next poll.
     named = [getattr(row, f"{field}_reference") for field in SECRETS]
     files: Files = tuple(stamp for reference in named if (stamp := references.stamp_of(reference)) is not None)
     try:
-        if _has_moved(upstream, row):
+        if _has_moved(upstream, row, addresses):
             logger.error(
                 "Upstream %s answers 502: its credential (%s) was confirmed for another place than it leads to now. "
                 "Confirm it in the admin, or with `manage.py credentials confirm %s`.",
@@ -96,9 +96,9 @@ def _read(upstream: models.Upstream, row: Row) -> Credential:
         return Credential(fault=errors.CredentialUnusable, files=files)
 
 
-def _has_moved(upstream: models.Upstream, row: Row) -> bool:
+def _has_moved(upstream: models.Upstream, row: Row, addresses: Sequence[str]) -> bool:
     try:
-        return row.confirmed_for != upstream_destination(upstream, token_url=row.token_url)
+        return row.confirmed_for != upstream_destination(upstream, addresses=addresses, token_url=row.token_url)
     except ValueError as problem:
         raise _Unusable(f"Where it leads cannot be read. {problem}") from None
 

@@ -17,6 +17,7 @@ import logging
 from collections import namedtuple
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import groupby
 from operator import attrgetter
 from typing import Any, NamedTuple, Protocol, cast
@@ -28,11 +29,14 @@ from django.db.models import OuterRef, Q, QuerySet, Subquery
 from relay import models
 from relay.catalog import consumers, credentials, references
 from relay.catalog.roster import Roster
-from relay.catalog.snapshot import HeaderChanges, Snapshot, Upstream
+from relay.catalog.snapshot import HeaderChanges, Snapshot, Target, Upstream
 from relay.rules.addresses import parse_networks
+from relay.rules.balancing import Balancing
+from relay.rules.breaker import BreakerPolicy
 from relay.rules.cors import compile_policy
 from relay.rules.headers import check_rule_name, check_rule_value, compile_changes
-from relay.rules.urls import parse_base_url, parse_proxy_url
+from relay.rules.health import Check, parse_statuses
+from relay.rules.urls import BaseUrl, parse_address, parse_base_url, parse_proxy_url
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +61,21 @@ _COLUMNS = (
     "head_timeout_seconds",
     "idle_timeout_seconds",
     "total_timeout_seconds",
+    "balancing",
+    "balancing_header",
+    "max_retries",
+    "retry_percent",
+    "breaker_failures",
+    "breaker_percent",
+    "breaker_seconds",
+    "check_path",
+    "check_method",
+    "check_statuses",
+    "check_body",
+    "check_interval_seconds",
+    "check_timeout_seconds",
+    "check_failures",
+    "check_successes",
     "max_request_bytes",
     "max_response_bytes",
     "max_concurrent",
@@ -79,13 +98,54 @@ _COLUMNS = (
     "ca_bundle",
     "outbound_proxy",
 )
-_CREDENTIAL_COLUMNS = tuple(f"credentials__{name}" for name in credentials.Row._fields)
-_RULE_COLUMNS = ("header_rules__side", "header_rules__action", "header_rules__name", "header_rules__value")
 
-_LINE = (*_COLUMNS, "revision", *_CREDENTIAL_COLUMNS, *_RULE_COLUMNS)
+
+class RuleRow(NamedTuple):
+    """A header rule, as one statement reads it together with its upstream."""
+
+    id: int
+    side: str
+    action: str
+    name: str
+    value: str
+
+    def __repr__(self) -> str:
+        return f"<RuleRow {self.id}>"
+
+
+class TargetRow(NamedTuple):
+    """A target, likewise."""
+
+    id: int
+    address: str
+    weight: int
+    enabled: bool
+    backup: bool
+
+
+_RELATED: Mapping[str, type[credentials.Row] | type[RuleRow] | type[TargetRow]] = {
+    "credentials": credentials.Row,
+    "header_rules": RuleRow,
+    "targets": TargetRow,
+}
+"""What belongs to an upstream, by the name it has there."""
+_LINE = (*_COLUMNS, "revision", *(f"{name}__{column}" for name, row in _RELATED.items() for column in row._fields))
 _named: Callable[[Row], Any] = namedtuple("_Line", _LINE)._make  # type: ignore[attr-defined]  # its fields are _LINE
-_CREDENTIALS = slice(len(_COLUMNS) + 1, len(_COLUMNS) + 1 + len(_CREDENTIAL_COLUMNS))
-"""Where they stand in a line, behind the revision."""
+
+
+def _related(name: str) -> Callable[[Sequence[Row]], list[Any]]:
+    """Of the lines of one upstream: those rows of it, in their order, each once, though it comes with each other."""
+    kind = _RELATED[name]
+    begin = _LINE.index(f"{name}__id")
+    end = begin + len(kind._fields)
+
+    def rows_in(lines: Sequence[Row]) -> list[Any]:
+        return list({line[begin]: kind(*line[begin:end]) for line in lines if line[begin] is not None}.values())
+
+    return rows_in
+
+
+_credentials_in, _rules_in, _targets_in = map(_related, _RELATED)
 
 
 class CatalogUnreadable(Exception):
@@ -258,11 +318,11 @@ def _read(rows: QuerySet[models.Upstream]) -> Iterator[Upstream]:
 
 
 def _rows(rows: QuerySet[models.Upstream]) -> Iterator[Row]:
-    """Of the enabled ones, in one statement: a row for each header rule and credential, at least one an upstream."""
+    """Of the enabled ones, in one statement: a row for each combination of what belongs to it, at least one each."""
     last_change = models.Change.objects.filter(slug=OuterRef("slug")).values("revision")
     return (
         rows.filter(enabled=True)
-        .order_by("id", "header_rules__id", "credentials__id")
+        .order_by("id", *(f"{name}__id" for name in _RELATED))
         .annotate(revision=Subquery(last_change))
         .values_list(*_LINE)
         .iterator(chunk_size=FETCHED_ROWS)
@@ -273,16 +333,13 @@ def _upstreams(rows: Iterable[Row]) -> Iterator[Upstream]:
     """The readable ones."""
     for slug, group in groupby(map(_named, rows), key=attrgetter("slug")):
         lines = list(group)
-        # Each rule comes once with each credential.
-        kinds = len({line.credentials__id for line in lines}) if len(lines) > 1 else 1
-        rules = [tuple(line[-len(_RULE_COLUMNS) :]) for line in lines[::kinds]]
-        shown = [credentials.Row(*line[_CREDENTIALS]) for line in lines[:kinds]]
         try:
             yield snapshot_of(
                 # It has the model's attributes, at a tenth of a model's price.
                 cast(models.Upstream, lines[0]),
-                [] if rules[0][0] is None else cast(list[tuple[str, str, str, str]], rules),
-                [] if shown[0].id is None else shown,
+                _rules_in(lines),
+                _credentials_in(lines),
+                _targets_in(lines),
                 revision=lines[0].revision or 0,
             )
         except RowUnreadable as problem:
@@ -295,12 +352,13 @@ class RowUnreadable(Exception):
 
 def snapshot_of(
     row: models.Upstream,
-    rules: Iterable[tuple[str, str, str, str]],
+    rules: Iterable[RuleRow] = (),
     shown: Sequence[credentials.Row] = (),
+    targets: Sequence[TargetRow] = (),
     *,
     revision: int = 0,
 ) -> Upstream:
-    """What requests see of a row. `rules` are (side, action, name, value) in their order, `shown` the credentials.
+    """What requests see of a row. `rules` are its header rules in their order, `shown` its credentials.
     Raises `RowUnreadable`.
 
     The CA bundle is not parsed here: that takes a millisecond, and what is wrong with it fails at the TLS handshake.
@@ -323,6 +381,10 @@ def snapshot_of(
             max_age_seconds=None if row.cors_max_age_seconds is None else int(row.cors_max_age_seconds),
             upstream_methods=methods,
         )
+    with _field("targets"):
+        places = _targets(base, targets) if targets else None
+    with _field("checks"):
+        check = _check(row, base) if row.check_path else None
     with _field("header_rules"):
         request_changes, response_changes = _header_changes(rules)
     with _field("time-outs and limits"):
@@ -336,6 +398,18 @@ def snapshot_of(
             port=base.port,
             authority=base.authority,
             base_path=base.path,
+            listed_targets=places,
+            balancing=Balancing(row.balancing),
+            balancing_header=row.balancing_header.encode("ascii"),
+            max_retries=int(row.max_retries),
+            retry_share=int(row.retry_percent) / 100,
+            breaker=BreakerPolicy(
+                consecutive_failures=int(row.breaker_failures),
+                failure_rate=int(row.breaker_percent) / 100 or None,
+                open_seconds=float(row.breaker_seconds),
+                longest_open_seconds=max(60.0, float(row.breaker_seconds)),
+            ),
+            check=check,
             open_to_anyone=row.access == models.Access.ANYONE.value,
             methods=methods,
             report_only=bool(row.report_only),
@@ -354,6 +428,7 @@ def snapshot_of(
                 int(row.max_buffered_bytes) if row.delivery == models.Delivery.BUFFERED.value else None
             ),
             caller_host=row.host_header == models.HostHeader.CALLER.value,
+            target_host=row.host_header == models.HostHeader.TARGET.value,
             relays_cookies=row.cookie_mode == models.CookieMode.RELAY.value,
             keeps_jar=row.cookie_mode == models.CookieMode.JAR.value,
             cors=cors or None,
@@ -361,7 +436,9 @@ def snapshot_of(
             verify_tls=bool(row.verify_tls),
             ca_bundle=row.ca_bundle,
             outbound_proxy=row.outbound_proxy,
-            credential=credentials.read(row, shown) if shown else None,
+            credential=credentials.read(row, shown, addresses=[target.address for target in targets])
+            if shown
+            else None,
             request_changes=request_changes,
             response_changes=response_changes,
         )
@@ -375,10 +452,43 @@ def _field(name: str) -> Iterator[None]:
         raise RowUnreadable(f"its {name} cannot be read ({type(problem).__name__})") from None
 
 
-def _header_changes(rules: Iterable[tuple[str, str, str, str]]) -> tuple[HeaderChanges, HeaderChanges]:
+def _targets(base: BaseUrl, rows: Iterable[TargetRow]) -> tuple[Target, ...]:
+    """Those switched on."""
+    found: dict[str, Target] = {}
+    for row in rows:
+        address = parse_address(row.address)
+        port = address.port or base.port
+        place = replace(base, host=address.host, port=port)
+        target = Target(
+            host=address.host,
+            port=port,
+            weight=int(row.weight),
+            is_backup=bool(row.backup),
+            authority=place.authority,
+        )
+        if row.enabled:
+            # With and without the base URL's port they are one.
+            found.setdefault(target.name, target)
+    return tuple(found.values())
+
+
+def _check(row: models.Upstream, base: BaseUrl) -> Check:
+    return Check(
+        target=base.path.rstrip(b"/") + row.check_path.encode("ascii"),
+        method=row.check_method,
+        statuses=parse_statuses(row.check_statuses),
+        body=row.check_body.encode(),
+        interval_seconds=float(row.check_interval_seconds),
+        timeout_seconds=float(row.check_timeout_seconds),
+        failures=int(row.check_failures),
+        successes=int(row.check_successes),
+    )
+
+
+def _header_changes(rules: Iterable[RuleRow]) -> tuple[HeaderChanges, HeaderChanges]:
     """(request side, response side)"""
     sides: dict[str, list[tuple[str, str, str]]] = {models.Side.REQUEST.value: [], models.Side.RESPONSE.value: []}
-    for side, action, name, value in rules:
+    for _, side, action, name, value in rules:
         check_rule_name(name)
         check_rule_value(value)
         sides[side].append((action, name, value))

@@ -16,10 +16,15 @@ from ipaddress import IPv4Network, IPv6Network
 from zlib import crc32
 
 from relay.catalog.roster import ApiKey, Consumer, Roster, Signer
+from relay.rules.balancing import Balancing, Ring
+from relay.rules.breaker import BreakerPolicy
 from relay.rules.cors import CorsPolicy
 from relay.rules.credentials import Credential
+from relay.rules.health import Check
+from relay.rules.urls import join_address
 
 SHARDS = 1024
+_USUAL_BREAKER = BreakerPolicy()
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +38,25 @@ class HeaderChanges:
 
     def __bool__(self) -> bool:
         return bool(self.removed or self.appended)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """One address of an upstream."""
+
+    host: str
+    """A-label or IP literal, lower-case, without brackets."""
+    port: int
+    weight: int = 1
+    is_backup: bool = False
+
+    authority: bytes
+    """Host header value, for upstreams that send the target's own."""
+    name: str = ""
+    """`host:port`, as logs and metrics know it."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", join_address(self.host, self.port))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +79,16 @@ class Upstream:
     base_path: bytes
     """As registered: empty, or beginning with `/`; what callers append follows it less one trailing `/`."""
 
+    listed_targets: tuple[Target, ...] | None = None
+    """Those switched on, in their order. None: there are none, and the above is where requests go."""
+    balancing: str = Balancing.LEAST
+    balancing_header: bytes = b""
+    """Lower-case."""
+    max_retries: int = 1
+    retry_share: float = 0.2
+    breaker: BreakerPolicy = _USUAL_BREAKER
+    check: Check | None = None
+
     open_to_anyone: bool = False
     methods: frozenset[str] = frozenset()
     """Empty: all but TRACE and CONNECT."""
@@ -76,6 +110,8 @@ class Upstream:
     """Set for buffered delivery, None for streaming."""
     caller_host: bool = False
     """Send the caller's Host instead of the upstream's own."""
+    target_host: bool = False
+    """Send the target's Host, and ask for it in TLS. Never with `caller_host`."""
 
     relays_cookies: bool = True
     """Cookies pass both ways; else callers' cookies stay below and the upstream's do not reach them."""
@@ -101,6 +137,12 @@ class Upstream:
     """`base_path` without its trailing slash."""
     bare_target: bytes = b"/"
     """What `/relay/<slug>` itself asks for: the base path as registered, or `/`."""
+    targets: tuple[Target, ...] = ()
+    """Where requests go."""
+    sole_target: Target | None = None
+    """The one there is to go to, if there is just one."""
+    ring: Ring | None = field(default=None, repr=False, compare=False)
+    """Of the targets, for balancing that goes by a key."""
 
     def __post_init__(self) -> None:
         slug = self.slug.encode()
@@ -108,6 +150,14 @@ class Upstream:
         object.__setattr__(self, "cookie_prefix", b"relay." + slug + b".")
         object.__setattr__(self, "base_prefix", self.base_path.rstrip(b"/"))
         object.__setattr__(self, "bare_target", self.base_path or b"/")
+        targets = self.listed_targets
+        if targets is None:
+            targets = (Target(host=self.host, port=self.port, authority=self.authority),)
+        object.__setattr__(self, "targets", targets)
+        object.__setattr__(self, "sole_target", targets[0] if len(targets) == 1 else None)
+        if len(targets) > 1 and self.balancing in (Balancing.HEADER, Balancing.CONSUMER):
+            ring = Ring([target.name.encode() for target in targets], [target.weight for target in targets])
+            object.__setattr__(self, "ring", ring)
 
 
 _Shards = tuple[dict[bytes, Upstream], ...]

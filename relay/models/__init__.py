@@ -17,9 +17,11 @@ from relay.models.revisions import (
     record_changes,
 )
 from relay.models.signing import SigningKey
+from relay.models.targets import Target
 from relay.models.upstreams import (
     Access,
     Action,
+    Balancing,
     CookieMode,
     Delivery,
     HeaderRule,
@@ -36,6 +38,7 @@ __all__ = [
     "ApiKey",
     "AuditEntry",
     "AuthStyle",
+    "Balancing",
     "Change",
     "Consumer",
     "ConsumerChange",
@@ -55,6 +58,7 @@ __all__ = [
     "Revision",
     "Side",
     "SigningKey",
+    "Target",
     "Upstream",
     "WouldRefuse",
     "empty_jar",

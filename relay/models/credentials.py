@@ -248,14 +248,17 @@ class Credential(Recorded):
         return rules.Given(credential_id=str(self.pk), kind=self.kind, secrets=secrets, **settings)
 
 
-def upstream_destination(upstream: Upstream, *, token_url: str = "") -> str:
-    """Where secrets of this upstream go. It may be any object with an upstream's attributes."""
+def upstream_destination(upstream: Upstream, *, addresses: Iterable[str] | None = None, token_url: str = "") -> str:
+    """Where secrets of this upstream go. It may be any object with an upstream's attributes, if it comes with the
+    `addresses` of its targets."""
     return destination_of(
         base_url=upstream.base_url,
+        addresses=upstream.targets.values_list("address", flat=True) if addresses is None else addresses,
         outbound_proxy=upstream.outbound_proxy,
         verify_tls=upstream.verify_tls,
         ca_bundle=upstream.ca_bundle,
         caller_host=upstream.host_header == HostHeader.CALLER.value,
+        target_host=upstream.host_header == HostHeader.TARGET.value,
         token_url=token_url,
     )
 

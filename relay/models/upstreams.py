@@ -20,7 +20,7 @@ from django.db.models import Q
 
 from relay.conf import MOUNT
 from relay.models.revisions import Recorded, RecordingQuerySet, Subject, record_writes_of
-from relay.rules import addresses, cors, headers, urls
+from relay.rules import addresses, balancing, cors, headers, health, urls
 
 SLUG_PATTERN = r"^[a-z0-9]([a-z0-9_-]{0,61}[a-z0-9])?\Z"
 BASE_URL_PATTERN = r"^https?://[^/?#@]+(/[^?#]*)?\Z"
@@ -31,6 +31,8 @@ LONGEST_SECONDS = 7 * 24 * 3600
 LARGEST_BYTES = 2**50
 LARGEST_BUFFER_BYTES = 2**31
 MOST_CONNECTIONS = 65_535
+MOST_RETRIES = 5
+MOST_FAILURES = 1000
 POINTING_FIELDS = ("base_url", "host_header", "allowed_networks", "verify_tls", "ca_bundle", "outbound_proxy")
 """Where an upstream points, and whom it takes for that: what the right `point_upstream` is about."""
 LONGEST_MAX_AGE_SECONDS = 24 * 3600
@@ -75,6 +77,17 @@ class Delivery(models.TextChoices):
 class HostHeader(models.TextChoices):
     UPSTREAM = "upstream", "The upstream's own host name"
     CALLER = "caller", "The host name the caller used"
+    TARGET = "target", "The host name of the target it goes to, in TLS as well"
+
+
+class Balancing(models.TextChoices):
+    LEAST = (
+        balancing.Balancing.LEAST.value,
+        "Least outstanding: of two targets drawn at random, the one with fewer exchanges",
+    )
+    ROUND_ROBIN = balancing.Balancing.ROUND_ROBIN.value, "Round robin: one after the other"
+    HEADER = balancing.Balancing.HEADER.value, "By a request header: the same value goes to the same target"
+    CONSUMER = balancing.Balancing.CONSUMER.value, "By consumer: each goes to the same target"
 
 
 def split_userinfo(proxy: str) -> tuple[str, str]:
@@ -82,6 +95,12 @@ def split_userinfo(proxy: str) -> tuple[str, str]:
     scheme, separator, rest = proxy.partition("://")
     userinfo, _, place = rest.rpartition("@")
     return f"{scheme}{separator}{place}", userinfo
+
+
+class CheckMethod(models.TextChoices):
+    GET = "GET"
+    HEAD = "HEAD"
+    OPTIONS = "OPTIONS"
 
 
 class CookieMode(models.TextChoices):
@@ -158,6 +177,77 @@ class Upstream(Recorded):
         blank=True,
         validators=_seconds,
         help_text="For the exchange from first to last byte. Empty: no limit, so that event streams can live.",
+    )
+
+    balancing = models.CharField(
+        max_length=12,
+        choices=Balancing,
+        default=Balancing.LEAST,
+        help_text="Which of several targets an exchange goes to.",
+    )
+    balancing_header = models.CharField(
+        max_length=200,
+        blank=True,
+        help_text="Such as X-Session-Id. Requests without it go by least outstanding.",
+    )
+    max_retries = models.PositiveIntegerField(
+        default=1,
+        validators=[MaxValueValidator(MOST_RETRIES)],
+        help_text=(
+            "How often a request that failed may be sent again, to another target if there is one. Only where it "
+            "cannot have been acted on, or may be repeated. 0: never."
+        ),
+    )
+    retry_percent = models.PositiveIntegerField(
+        default=20,
+        validators=[MaxValueValidator(100)],
+        help_text="Share of all requests that may be retries. Over it, failures reach the callers.",
+    )
+    breaker_failures = models.PositiveIntegerField(
+        default=5,
+        validators=[MaxValueValidator(MOST_FAILURES)],
+        help_text="So many failures in a row take a target out of use. 0: no number does.",
+    )
+    breaker_percent = models.PositiveIntegerField(
+        default=50,
+        validators=[MaxValueValidator(100)],
+        help_text="So many failures of a hundred exchanges take a target out of use. 0: no share does.",
+    )
+    breaker_seconds = models.FloatField(
+        default=5.0,
+        validators=_seconds,
+        help_text="How long it is left alone before an exchange tries it again; longer each time that fails.",
+    )
+
+    check_path = models.CharField(
+        max_length=2000,
+        blank=True,
+        help_text="What to ask each target for, such as /healthz; it follows the base URL. Empty: no checks.",
+    )
+    check_method = models.CharField(max_length=7, choices=CheckMethod, default=CheckMethod.GET)
+    check_statuses = models.CharField(
+        max_length=200, default="200-399", help_text="Which statuses are healthy, such as 200, 204, 300-399."
+    )
+    check_body = models.CharField(
+        max_length=500,
+        blank=True,
+        help_text="Text that has to be in the first 64 KiB of the answer. Empty: any answer will do.",
+    )
+    check_interval_seconds = models.FloatField(
+        default=10.0, validators=_seconds, help_text="Between two checks of a target; drawn anew within a tenth."
+    )
+    check_timeout_seconds = models.FloatField(
+        default=5.0, validators=_seconds, help_text="How long a check may take, connection included."
+    )
+    check_failures = models.PositiveIntegerField(
+        default=3,
+        validators=[MinValueValidator(1), MaxValueValidator(MOST_FAILURES)],
+        help_text="So many failed checks in a row take a target out of use.",
+    )
+    check_successes = models.PositiveIntegerField(
+        default=2,
+        validators=[MinValueValidator(1), MaxValueValidator(MOST_FAILURES)],
+        help_text="So many good checks in a row bring it back.",
     )
 
     max_request_bytes = models.BigIntegerField(
@@ -303,6 +393,23 @@ class Upstream(Recorded):
             models.CheckConstraint(condition=Q(host_header__in=HostHeader.values), name="relay_upstream_host_header"),
             models.CheckConstraint(condition=Q(cookie_mode__in=CookieMode.values), name="relay_upstream_cookie_mode"),
             models.CheckConstraint(
+                condition=Q(balancing__in=Balancing.values)
+                & _between("max_retries", 0, MOST_RETRIES)
+                & _between("retry_percent", 0, 100)
+                & _between("breaker_failures", 0, MOST_FAILURES)
+                & _between("breaker_percent", 0, 100)
+                & _between("breaker_seconds", SHORTEST_SECONDS, LONGEST_SECONDS),
+                name="relay_upstream_balancing",
+            ),
+            models.CheckConstraint(
+                condition=Q(check_method__in=CheckMethod.values)
+                & _between("check_interval_seconds", SHORTEST_SECONDS, LONGEST_SECONDS)
+                & _between("check_timeout_seconds", SHORTEST_SECONDS, LONGEST_SECONDS)
+                & _between("check_failures", 1, MOST_FAILURES)
+                & _between("check_successes", 1, MOST_FAILURES),
+                name="relay_upstream_checks",
+            ),
+            models.CheckConstraint(
                 condition=~Q(cors_allowed_origins=cors.ANY, cors_allow_credentials=True)
                 & _empty_or_between("cors_max_age_seconds", 0, LONGEST_MAX_AGE_SECONDS),
                 name="relay_upstream_cors",
@@ -356,6 +463,11 @@ class Upstream(Recorded):
         settle("cors_allowed_methods", canonical_methods)
         settle("cors_allowed_headers", cors.canonical_names)
         settle("cors_exposed_headers", cors.canonical_names)
+        settle("balancing_header", canonical_header)
+        settle("check_path", health.canonical_path)
+        settle("check_statuses", health.canonical_statuses)
+        if self.balancing == Balancing.HEADER and not self.balancing_header and "balancing_header" not in problems:
+            problems["balancing_header"] = ValidationError("Name the header to balance by.", code="required")
         if self.cors_allow_credentials and cors.ANY in (self.cors_allowed_origins, self.cors_exposed_headers):
             problems["cors_allow_credentials"] = ValidationError(
                 "Browsers take no “*” together with credentials: name the origins and exposed headers, or switch "
@@ -487,6 +599,13 @@ def canonical_methods(text: str) -> str:
         if not METHOD_PATTERN.fullmatch(method):
             raise ValueError(f"“{method}” is not a method name. Write names such as GET, POST or PURGE.")
     return ", ".join(methods)
+
+
+def canonical_header(text: str) -> str:
+    text = text.strip().lower()
+    if text:
+        headers.check_name(text)
+    return text
 
 
 def canonical_networks(text: str) -> str:

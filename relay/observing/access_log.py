@@ -63,6 +63,10 @@ class Entry:
     bytes_in: int = 0
     bytes_out: int = 0
     head_at: float = 0.0
+    target: str = ""
+    """Where at the upstream it went last: host and port."""
+    attempts: int = 0
+    """How often it was sent, or tried to be."""
     queued_seconds: float = 0.0
     """How long it waited for its turn at the upstream."""
     wall: float = field(default_factory=time.time)
@@ -76,7 +80,9 @@ class Entry:
         total_ms = (time.perf_counter() - self.started) * 1000
         head_ms = f"{(self.head_at - self.started) * 1000:.2f}" if self.head_at else "null"
         path = self.path if len(self.path) <= MAX_PATH_BYTES else self.path[:MAX_PATH_BYTES] + b"..."
-        extras = f',"error":"{self.error}"' if self.error else ""
+        extras = f',"target":{_quoted(self.target)},"attempts":{self.attempts}' if self.target else ""
+        if self.error:
+            extras += f',"error":"{self.error}"'
         if self.detail:
             extras += f',"detail":{_quoted(self.detail)}'
         if self.key:

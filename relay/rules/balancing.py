@@ -13,6 +13,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Sequence
+from enum import StrEnum
 from hashlib import blake2b
 from struct import Struct
 
@@ -21,6 +22,18 @@ POINTS_OF_LIGHTEST = 160
 MAX_POINTS = 10_240
 """On a ring in all, but that each target has one at least: enough for 64 of the same weight. Where weights would make
 it more, all get less in proportion."""
+
+
+class Balancing(StrEnum):
+    """As admins choose it."""
+
+    LEAST = "least"
+    ROUND_ROBIN = "round-robin"
+    HEADER = "header"
+    """A ring, by the value of a request header."""
+    CONSUMER = "consumer"
+    """A ring, by who calls."""
+
 
 _NOBODY = -1
 _EIGHT_POINTS = Struct(">8Q")

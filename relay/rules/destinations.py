@@ -7,16 +7,27 @@ is left out. Never holds a secret itself: of a proxy's URL the user and password
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 
-from relay.rules.urls import DEFAULT_PORTS, parse_base_url, parse_proxy_url
+from relay.rules.urls import DEFAULT_PORTS, join_address, parse_address, parse_base_url, parse_proxy_url
 
 
 def destination_of(
-    *, base_url: str, outbound_proxy: str, verify_tls: bool, ca_bundle: str, caller_host: bool, token_url: str = ""
+    *,
+    base_url: str,
+    addresses: Iterable[str],
+    outbound_proxy: str,
+    verify_tls: bool,
+    ca_bundle: str,
+    caller_host: bool,
+    target_host: bool,
+    token_url: str = "",
 ) -> str:
-    """One line for each thing that counts. Raises ValueError for URLs that cannot be read."""
+    """One line for each thing that counts. `addresses` are those of the upstream's targets, switched on or off: none,
+    and the base URL's counts. Raises ValueError for URLs that cannot be read."""
     base = parse_base_url(base_url)
     lines = [_origin(base.scheme, base.host, base.port)]
+    lines += [f"at {parse_address(address).text}" for address in sorted(set(addresses))]
     if outbound_proxy:
         proxy = parse_proxy_url(outbound_proxy)
         lines.append(f"through the proxy {_origin(proxy.scheme, proxy.host, proxy.port)}")
@@ -26,11 +37,12 @@ def destination_of(
         lines.append(f"trusting the CA bundle {hashlib.sha256(ca_bundle.strip().encode()).hexdigest()[:32]}")
     if caller_host:
         lines.append("with the caller's host name")
+    if target_host:
+        lines.append("with each target's own host name")
     if token_url:
         lines.append(f"token from {parse_base_url(token_url).text}")
     return "\n".join(lines)
 
 
 def _origin(scheme: str, host: str, port: int) -> str:
-    bracketed = f"[{host}]" if ":" in host else host
-    return f"{scheme}://{bracketed}" if port == DEFAULT_PORTS[scheme] else f"{scheme}://{bracketed}:{port}"
+    return f"{scheme}://{join_address(host, None if port == DEFAULT_PORTS[scheme] else port)}"

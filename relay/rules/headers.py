@@ -306,10 +306,15 @@ def compile_changes(
     return frozenset(removed), tuple(appended)
 
 
-def check_rule_name(name: str) -> None:
-    """Raises ValueError, saying what to do, for a name that a header rule cannot have. `name` is lower-case."""
+def check_name(name: str) -> None:
+    """Raises ValueError, saying what to do, for what is no name of a header field. `name` is lower-case."""
     if not _TOKEN.fullmatch(name):
         raise ValueError("Write one header name such as User-Agent: letters, digits and hyphens, without a colon.")
+
+
+def check_rule_name(name: str) -> None:
+    """Raises ValueError, saying what to do, for a name that a header rule cannot have. `name` is lower-case."""
+    check_name(name)
     if name in FIXED_NAMES:
         advice = "Choose the host header under delivery instead." if name == "host" else "The relay sets it itself."
         raise ValueError(f"“{name}” frames the message or belongs to one connection. {advice}")

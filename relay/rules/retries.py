@@ -47,10 +47,10 @@ class Budget:
     little traffic. `most` is what it holds, and what it begins with.
     """
 
-    __slots__ = ("_at_least_per_second", "_most", "_share", "_then", "_tokens")
+    __slots__ = ("_at_least_per_second", "_most", "_then", "_tokens", "share")
 
     def __init__(self, share: float, at_least_per_second: float, most: float) -> None:
-        self._share = share
+        self.share = share
         self._at_least_per_second = at_least_per_second
         self._most = most
         self._tokens = most
@@ -59,7 +59,7 @@ class Budget:
 
     def deposit(self, now: float) -> None:
         """Count a first attempt. `now` in seconds of a clock that never goes back, as in `withdraw`."""
-        self._tokens = min(self._most, self._tokens + (now - self._then) * self._at_least_per_second + self._share)
+        self._tokens = min(self._most, self._tokens + (now - self._then) * self._at_least_per_second + self.share)
         self._then = now
 
     def withdraw(self, now: float) -> bool:

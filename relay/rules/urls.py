@@ -65,6 +65,36 @@ class ProxyUrl:
     password: str | None = field(default=None, repr=False)
 
 
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where one of an upstream's targets is. `host` as in BaseUrl; `text` is canonical."""
+
+    host: str
+    port: int | None
+    """None: the base URL's."""
+    text: str
+
+
+def parse_address(text: str) -> Address:
+    """Raises ValueError with a sentence for the admin."""
+    text = text.strip()
+    if not text:
+        raise ValueError("Give a host, with a port if it is not the base URL's, such as 10.20.0.7:8080.")
+    if "/" in text or "?" in text or "#" in text or "@" in text:
+        raise ValueError("Write host and port alone, such as 10.20.0.7:8080: all else is the base URL's.")
+    if any(_is_blank_or_control(character) for character in text):
+        raise ValueError("Take the white space and control characters out of the address.")
+    has_port = text.rpartition("]")[2].find(":") >= 0
+    host, port = _host_and_port("http", text)
+    return Address(host=host, port=port if has_port else None, text=join_address(host, port if has_port else None))
+
+
+def join_address(host: str, port: int | None) -> str:
+    """`host:port`, an IPv6 address in brackets."""
+    bracketed = f"[{host}]" if ":" in host else host
+    return bracketed if port is None else f"{bracketed}:{port}"
+
+
 def parse_base_url(text: str) -> BaseUrl:
     """Raises ValueError with a sentence for the admin."""
     scheme, authority, path = _split(text, example="https://api.example.com/v1")
@@ -238,5 +268,4 @@ def _decoded_credential(quoted: str, *, forbidden: str = "") -> str:
 
 
 def _authority(scheme: str, host: str, port: int) -> str:
-    bracketed = f"[{host}]" if ":" in host else host
-    return bracketed if port == DEFAULT_PORTS[scheme] else f"{bracketed}:{port}"
+    return join_address(host, None if port == DEFAULT_PORTS[scheme] else port)

@@ -83,11 +83,15 @@ class RelayHandler(ASGIHandler):
             logger.exception("The relay failed on request %s", entry.request_id.decode())
             await self._fail(request, errors.RelayError("exception"), send)
         finally:
-            if request.exchange is not None:
-                entry.bytes_out = request.exchange.body_bytes
-                entry.queued_seconds = request.exchange.queued_seconds
-                if request.exchange.request_body is not None:
-                    entry.bytes_in = request.exchange.request_body.passed
+            exchange = request.exchange
+            if exchange is not None:
+                entry.bytes_out = exchange.body_bytes
+                entry.queued_seconds = exchange.queued_seconds
+                entry.attempts = exchange.attempts
+                if exchange.target is not None:
+                    entry.target = exchange.target.name
+                if exchange.request_body is not None:
+                    entry.bytes_in = exchange.request_body.passed
             request.close()
             if response is not None:
                 response.close()

@@ -10,7 +10,7 @@ import time
 from email.utils import formatdate
 from functools import lru_cache
 
-from relay.catalog import Upstream
+from relay.catalog import Target, Upstream
 from relay.catalog.jars import jars
 from relay.rules import cookies, cors, forwarding, headers, location, paths, queries
 from relay.rules.headers import Pairs, RequestFields
@@ -87,6 +87,7 @@ def response_pairs(
     upstream: Upstream,
     pairs: Pairs,
     *,
+    sent_to: Target,
     place: Place,
     target: bytes,
     mount: bytes,
@@ -98,8 +99,9 @@ def response_pairs(
 ) -> Pairs:
     """The header pairs the caller gets: the upstream's with its places turned into the relay's, then the relay's own.
 
-    `place` is where it was asked for, `target` what the upstream was asked for. `at_root`: the request was for the
-    mount itself, without a slash. `origin` is the caller's Origin. `is_signed`: its URL is worth keeping secret.
+    `sent_to` is the target that answered, `place` where it was asked for, `target` what the upstream was asked for.
+    `at_root`: the request was for the mount itself, without a slash. `origin` is the caller's Origin. `is_signed`: its
+    URL is worth keeping secret.
     """
     present = {name for name, _ in pairs}
     if b"set-cookie" in present and not upstream.relays_cookies:
@@ -107,7 +109,7 @@ def response_pairs(
             jars.take(upstream, [value for name, value in pairs if name == b"set-cookie"], _path_of(target))
         pairs = [pair for pair in pairs if pair[0] != b"set-cookie"]
     if not _PLACED.isdisjoint(present):
-        pairs = _placed(upstream, pairs, mount=mount, at_root=at_root, beside_admin=place.shares_origin)
+        pairs = _placed(upstream, sent_to, pairs, mount=mount, at_root=at_root, beside_admin=place.shares_origin)
     if upstream.cors is not None:
         pairs = cors.without_own_fields(pairs)
         pairs += upstream.cors.answer(origin)
@@ -139,9 +141,9 @@ def preflight_pairs(policy: cors.CorsPolicy, fields: RequestFields, *, request_i
     return [*lines, (b"date", _date(int(time.time()))), (b"x-request-id", request_id)]
 
 
-def hinted_links(upstream: Upstream, pairs: Pairs, *, mount: bytes) -> list[bytes]:
+def hinted_links(upstream: Upstream, sent_to: Target, pairs: Pairs, *, mount: bytes) -> list[bytes]:
     """The `Link` values of an upstream's early hints (RFC 8297), led to the relay."""
-    place = _place(upstream, mount)
+    place = _place(upstream, sent_to, mount)
     return [location.relayed_link(value, place) for name, value in pairs if name.lower() == b"link"]
 
 
@@ -149,18 +151,21 @@ def _path_of(target: bytes) -> bytes:
     return target.partition(b"?")[0]
 
 
-def _place(upstream: Upstream, mount: bytes) -> location.UpstreamPlace:
+def _place(upstream: Upstream, sent_to: Target, mount: bytes) -> location.UpstreamPlace:
+    named = sent_to if upstream.target_host else upstream
     return location.UpstreamPlace(
         scheme=upstream.scheme.encode(),
-        host=upstream.host.encode(),
-        port=upstream.port,
+        host=named.host.encode(),
+        port=named.port,
         base_path=upstream.base_prefix,
         mount=mount,
     )
 
 
-def _placed(upstream: Upstream, pairs: Pairs, *, mount: bytes, at_root: bool, beside_admin: bool) -> Pairs:
-    place = _place(upstream, mount)
+def _placed(
+    upstream: Upstream, sent_to: Target, pairs: Pairs, *, mount: bytes, at_root: bool, beside_admin: bool
+) -> Pairs:
+    place = _place(upstream, sent_to, mount)
     placed: Pairs = []
     for name, value in pairs:
         if name == b"set-cookie":

@@ -17,6 +17,7 @@ from relay import catalog, conf
 from relay.observing.families import Family, Sample
 from relay.rules.credentials import TokenGrant
 from relay.signals import server_shutdown, server_startup
+from relay.upstreams import targets
 from relay.upstreams.tokens import Tokens
 
 
@@ -72,6 +73,7 @@ def retire_pools(snapshot: catalog.Snapshot) -> None:
         return
     if isinstance(client.transport, KeepsPools):
         client.transport.keep(lambda upstream: _is_current(snapshot, upstream))
+    targets.keep(lambda slug: snapshot.find(slug.encode()) is not None)
     client.tokens.keep(lambda slug, grant: _grants(snapshot, slug, grant))
 
 

@@ -32,7 +32,7 @@ from typing import Any, TypeVar, cast
 import aiohappyeyeballs
 import httpx
 
-from relay.catalog import Upstream
+from relay.catalog import Target, Upstream
 from relay.rules.credentials import ClientCertificate
 from relay.rules.urls import ProxyUrl, parse_proxy_url
 from relay.upstreams import faults
@@ -59,30 +59,31 @@ _ERROR_NUMBER = re.compile(r"\[Errno (\d+)\]")
 
 
 class Dialer:
-    """Makes connections to one upstream at one revision. Belongs to the event loop of its `names`."""
+    """Makes connections to one target of an upstream, at one revision. Belongs to the event loop of its `names`."""
 
-    def __init__(self, upstream: Upstream, names: Names) -> None:
+    def __init__(self, upstream: Upstream, target: Target, names: Names) -> None:
         """Raises `faults.HandshakeFailed` when the CA bundle or the client certificate does not parse."""
         proxy = parse_proxy_url(upstream.outbound_proxy) if upstream.outbound_proxy else None
         secure = upstream.scheme == "https"
         credentials = _credentials(proxy)
         self.tells_proxy = proxy is not None and not secure
         """The proxy itself reads and answers what is sent."""
-        self.target_prefix = b"http://" + upstream.authority if self.tells_proxy else b""
+        self.target_prefix = b"http://" + target.authority if self.tells_proxy else b""
         """Through a proxy, plain requests name the whole URL; tunnelled ones look as if direct."""
         self.proxy_authorization = credentials if self.tells_proxy else b""
         self._guard = Guard(upstream.allowed_networks)
         self._names = names
-        self._host, self._port = (proxy.host, proxy.port) if proxy else (upstream.host, upstream.port)
+        self._host, self._port = (proxy.host, proxy.port) if proxy else (target.host, target.port)
         # A proxy resolves names; an address it is told is judged like one that is connected to.
-        self._told_address = upstream.host if proxy is not None and _is_address(upstream.host) else ""
+        self._told_address = target.host if proxy is not None and _is_address(target.host) else ""
         self._has_proxy = proxy is not None
-        self._connect_request = _connect_request(upstream, credentials) if proxy is not None and secure else b""
+        self._connect_request = _connect_request(target, credentials) if proxy is not None and secure else b""
         try:
             self._proxy_tls = _Tls(upstream, proxy.host) if proxy is not None and proxy.scheme == "https" else None
             # A client certificate is for the upstream alone, not for the proxy.
             certificate = upstream.credential.certificate if upstream.credential is not None else None
-            self._tls = _Tls(upstream, upstream.host, certificate) if secure else None
+            own_name = target.host if upstream.target_host else upstream.host
+            self._tls = _Tls(upstream, own_name, certificate) if secure else None
         except (ssl.SSLError, ValueError) as problem:
             unparsed = faults.HandshakeFailed("the CA bundle or the client certificate does not parse")
             raise faults.placed(unparsed, faults.Progress("tls")) from problem
@@ -410,9 +411,8 @@ async def _open_tunnel(landing: _Landing, request: bytes) -> None:
     landing.require_silence()
 
 
-def _connect_request(upstream: Upstream, credentials: bytes) -> bytes:
-    host = f"[{upstream.host}]" if ":" in upstream.host else upstream.host
-    authority = b"%b:%d" % (host.encode("ascii"), upstream.port)
+def _connect_request(target: Target, credentials: bytes) -> bytes:
+    authority = target.name.encode("ascii")
     authorization = b"Proxy-Authorization: " + credentials + b"\r\n" if credentials else b""
     return b"CONNECT %b HTTP/1.1\r\nHost: %b\r\n%b\r\n" % (authority, authority, authorization)
 

@@ -1,9 +1,11 @@
 """One request carried to an upstream and its answer carried back.
 
-Theory of operation. `Exchange.open` takes a slot or waits for one (`bulkheads`), builds the `httpx.Request`, sends it
-through the client and returns when the answer's head is there. The body is then an async iterator of bytes that bounds
-what it passes on. `close` gives the slot and the connection back: synchronous, idempotent, called in the handler's one
-`finally`. Whatever goes wrong comes out as a `RelayError`; httpx shows no further than here.
+Theory of operation. `Exchange.open` takes a slot or waits for one (`bulkheads`), chooses a target (`targets`), builds
+the `httpx.Request`, sends it through the client and returns when the answer's head is there. A request that failed goes
+out again where `relay.rules.retries` and the upstream's budget allow it, to another target if there is one. The body is
+then an async iterator of bytes that bounds what it passes on. `close` gives the slot and the connection back:
+synchronous, idempotent, called in the handler's one `finally`. Whatever goes wrong comes out as a `RelayError`; httpx
+shows no further than here.
 
 An upstream's credential is completed here where that has to wait (an access token) or has to come last (a signature).
 One that is at fault lets nothing go out.
@@ -11,20 +13,24 @@ One that is at fault lets nothing go out.
 
 from __future__ import annotations
 
+import asyncio
+import random
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import Any, NoReturn, cast
 
 import httpx
 
 from relay import errors
-from relay.catalog import Upstream
-from relay.rules import sigv4
+from relay.catalog import Target, Upstream
+from relay.rules import retries, sigv4
 from relay.rules.headers import Pairs
-from relay.upstreams import bulkheads, faults
+from relay.upstreams import bulkheads, faults, targets
 from relay.upstreams import client as client_room
+from relay.upstreams.client import RelayClient
 from relay.upstreams.messages import SeamRequest
+from relay.upstreams.targets import Seat
 
 MOST_HELD_BYTES = 256 * 1024 * 1024
 """Of all buffered answers in this process together: callers of HTTP/1.0 decide that theirs are. One alone may have
@@ -42,10 +48,12 @@ class RequestBody(httpx.AsyncByteStream):
 
     def __init__(self, chunks: AsyncIterator[bytes], *, limit: int | None) -> None:
         self.passed = 0
+        self.has_begun = False
         self._chunks = chunks
         self._limit = limit
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
+        self.has_begun = True
         async for chunk in self._chunks:
             self.passed += len(chunk)
             if self._limit is not None and self.passed > self._limit:
@@ -57,24 +65,35 @@ class Exchange:
     """A slot at an upstream and what is carried through it."""
 
     __slots__ = (
+        "_affinity",
         "_held_bytes",
         "_holds_slot",
         "_response",
+        "_seat",
+        "attempts",
         "body_bytes",
         "method",
         "queued_seconds",
         "request_body",
+        "target",
         "upstream",
     )
 
-    def __init__(self, upstream: Upstream, *, method: str) -> None:
+    def __init__(self, upstream: Upstream, *, method: str, affinity: bytes | None = None) -> None:
+        """`affinity`: what the same value of goes to the same target, where the upstream balances by such."""
         self.upstream = upstream
         self.method = method
+        self.target: Target | None = None
+        """Where it went last."""
+        self.attempts = 0
+        """How often it was sent, or tried to be."""
         self.request_body: RequestBody | None = None
         self.body_bytes = 0
         """Bytes of the answer's body passed on so far."""
         self.queued_seconds = 0.0
         """How long it waited for a slot."""
+        self._affinity = affinity
+        self._seat: Seat | None = None
         self._response: httpx.Response | None = None
         self._held_bytes = 0
         self._holds_slot = False
@@ -112,23 +131,10 @@ class Exchange:
         if grant is not None:
             token = await client.tokens.token(upstream, grant)
             pairs.append((b"authorization", b"Bearer " + token))
-        elif credential is not None and credential.signing_key is not None:
-            # Last of all: it speaks of the head that goes out.
-            pairs += sigv4.sign(
-                credential.signing_key,
-                method=self.method.encode("ascii"),
-                target=target,
-                pairs=pairs,
-                now=datetime.now(UTC),
-            )
         extensions: dict[str, Any] = {"upstream": upstream, "target": target}
         if on_interim is not None:
             extensions["interim"] = on_interim
-        request = SeamRequest(self.method, pairs, stream=self.request_body, extensions=extensions)
-        try:
-            self._response = response = await client.send(request)
-        except httpx.HTTPError as problem:
-            _raise_relay_error(problem)
+        self._response = response = await self._send(client, pairs, extensions)
         if grant is not None and response.status_code == 401:
             client.tokens.refused(grant, token)
         pairs = response.headers.raw
@@ -137,6 +143,84 @@ class Exchange:
             if announced > upstream.max_response_bytes:
                 raise errors.ResponseTooLarge(f"{announced} bytes announced")
         return response.status_code, pairs
+
+    async def _send(self, client: RelayClient, pairs: Pairs, extensions: dict[str, Any]) -> httpx.Response:
+        """The answer to the first attempt that has one."""
+        upstream = self.upstream
+        crew = targets.crew_of(upstream)
+        crew.budget.deposit(monotonic())
+        tried: list[int] = []
+        seat: Seat | None = None
+        if upstream.sole_target is None:
+            seat = self._seat = crew.seat(self._affinity)
+            if seat is None:
+                raise crew.unavailable()
+        while True:
+            self.attempts += 1
+            self.target = extensions["place"] = cast(Target, seat.target if seat is not None else upstream.sole_target)
+            try:
+                response = await client.send(self._request(pairs, extensions))
+            except httpx.HTTPError as problem:
+                if seat is not None:
+                    tried.append(seat.index)
+                    self._leave(problem)
+                if not self._may_go_out_again(problem):
+                    _raise_relay_error(problem)
+                has_next = may_stay = isinstance(problem, _PASSING)
+                if seat is not None:
+                    seat = self._seat = crew.seat(self._affinity, tried=tried)
+                    if seat is None and may_stay:
+                        seat = self._seat = crew.seat(self._affinity)
+                    has_next = seat is not None
+                if not has_next or not crew.budget.withdraw(monotonic()):
+                    _raise_relay_error(problem)
+                await asyncio.sleep(retries.pause_seconds(self.attempts - 1, random.random))
+            else:
+                if seat is not None:
+                    seat.settle(succeeded=response.status_code not in _UNAVAILABLE)
+                return response
+
+    def _request(self, pairs: Pairs, extensions: dict[str, Any]) -> SeamRequest:
+        """What goes to the target that was chosen."""
+        upstream, target = self.upstream, cast(Target, self.target)
+        if upstream.target_host:
+            pairs = [(b"host", target.authority), *pairs[1:]]
+        credential = upstream.credential
+        if credential is not None and credential.signing_key is not None:
+            # Last of all: it speaks of the head that goes out.
+            pairs = pairs + sigv4.sign(
+                credential.signing_key,
+                method=self.method.encode("ascii"),
+                target=extensions["target"],
+                pairs=pairs,
+                now=datetime.now(UTC),
+            )
+        return SeamRequest(self.method, pairs, stream=self.request_body, extensions=extensions)
+
+    def _may_go_out_again(self, problem: httpx.HTTPError) -> bool:
+        progress = faults.progress_of(problem)
+        body = self.request_body
+        return (
+            progress is not None
+            and self.attempts <= self.upstream.max_retries
+            and not isinstance(problem, _FINAL)
+            and retries.may_repeat(
+                method=self.method,
+                has_body=body is not None,
+                is_replayable=False,
+                body_begun=body is not None and body.has_begun,
+                request_sent=progress.request_sent,
+                response_begun=progress.response_begun,
+            )
+        )
+
+    def _leave(self, problem: httpx.HTTPError | None = None) -> None:
+        """Give up the seat; `problem` is what became of it, unless it had answered."""
+        seat, self._seat = self._seat, None
+        if seat is not None:
+            if problem is not None and not isinstance(problem, _NOT_THE_TARGETS):
+                seat.settle(succeeded=False)
+            seat.leave()
 
     async def body(self) -> AsyncIterator[bytes]:
         """The answer's body as it arrives. Raises `RelayError` when it ends before its end, or is over the bound."""
@@ -149,6 +233,7 @@ class Exchange:
                     raise errors.ResponseTooLarge(f"over {limit} bytes")
                 yield chunk
         except httpx.HTTPError as problem:
+            self._leave(problem)
             _raise_relay_error(problem)
 
     async def whole_body(self, limit: int) -> bytes:
@@ -181,6 +266,7 @@ class Exchange:
         if response is not None:
             # Every stream of the seam closes at once; an `aclose()` could be cancelled half-way.
             cast(httpx.SyncByteStream, response.stream).close()
+        self._leave()
         if self._holds_slot:
             self._holds_slot = False
             bulkheads.give_back(self.upstream.slug)
@@ -190,6 +276,15 @@ def _announced_bytes(pairs: list[tuple[bytes, bytes]]) -> int:
     """What Content-Length tells; 0 without one. The transport lets no other than a number pass."""
     return max((int(value) for name, value in pairs if name.lower() == b"content-length"), default=0)
 
+
+_UNAVAILABLE = frozenset({502, 503, 504})
+"""Statuses with which a target says that it cannot answer."""
+_NOT_THE_TARGETS = (faults.CallerStalled, httpx.PoolTimeout, httpx.LocalProtocolError)
+"""What says nothing about the target."""
+_FINAL = (faults.HeadTimeout, *_NOT_THE_TARGETS)
+"""What is not tried again: a target that is slow may be at work on it."""
+_PASSING = (faults.PortClosed, faults.HungUp)
+"""What may be over a moment later at the same target: it starts anew."""
 
 _ERRORS: tuple[tuple[type[httpx.HTTPError], type[errors.RelayError]], ...] = (
     (faults.AddressRefused, errors.EgressRefused),

@@ -1,4 +1,4 @@
-"""The connections of one upstream at one revision: taken, given back, expired, waited for.
+"""The connections of one target at one revision: taken, given back, expired, waited for.
 
 Theory of operation. Idle connections stand in the order they were given back; the most recently used is taken first, so
 those not needed grow old and expire, all by one timer that looks at the oldest only. A connection that the upstream
@@ -19,7 +19,8 @@ from collections.abc import Callable
 
 import httpx
 
-from relay.catalog import Upstream
+from relay.catalog import Target, Upstream
+from relay.rules import retries
 from relay.upstreams import faults, messages
 from relay.upstreams.connection import Connection
 from relay.upstreams.dialing import Dialer
@@ -32,21 +33,20 @@ MAX_STALE_ATTEMPTS = 2
 """How many pooled connections that turn out dead one request may meet; after them it gets a new one."""
 MAX_ATTEMPTS = 8
 """Of one request in all: where no new connection may be made, others' are handed on, and may turn out dead, too."""
-IDEMPOTENT_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
-"""RFC 9110 section 9.2.2. Without a body, they may be sent again where it is unknown whether they arrived."""
 
 _Waiter = asyncio.Future[Connection | None]
 """Handed a connection, or None: room to make one."""
 
 
 class Pool:
-    def __init__(self, upstream: Upstream, names: Names) -> None:
+    def __init__(self, upstream: Upstream, target: Target, names: Names) -> None:
         """Raises `faults.HandshakeFailed` when the upstream's CA bundle does not parse."""
         self.upstream = upstream
+        self.target = target
         self.exchanges = 0
         """Under way: until the answer's stream is closed."""
         self._loop = asyncio.get_running_loop()
-        self._dialer = Dialer(upstream, names)
+        self._dialer = Dialer(upstream, target, names)
         self._is_secure = upstream.scheme == "https"
         self._idle: OrderedDict[Connection, float] = OrderedDict()
         """With the time each was given back, oldest first."""
@@ -142,7 +142,7 @@ class Pool:
                 except (httpx.ReadError, httpx.RemoteProtocolError):
                     wire.close()
                     is_stale = is_reused and not wire.response_begun
-                    may_repeat = not has_body and request.method in IDEMPOTENT_METHODS
+                    may_repeat = not has_body and request.method in retries.IDEMPOTENT_METHODS
                     if wire.request_sent and not (is_stale and may_repeat):
                         raise
                     if attempts == MAX_ATTEMPTS or (attempts > MAX_STALE_ATTEMPTS and not is_reused):

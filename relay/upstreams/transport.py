@@ -1,15 +1,16 @@
-"""The httpx transport: a pool of connections for each upstream, in which this process speaks HTTP/1.1 itself.
+"""The httpx transport: a pool of connections for each target, in which this process speaks HTTP/1.1 itself.
 
-Theory of operation. `handle_async_request` finds the pool of `request.extensions["upstream"]`, and the pool carries the
+Theory of operation. `handle_async_request` finds the pool of the request's upstream and place, and the pool carries the
 request: `dialing` makes connections, `connection` and `wire` carry exchanges on them, `answers` reads what comes back.
 A pool lives as long as the saved upstream it was made for: a newer revision gets a new pool, the older one is closed
 when its last exchange ends. A connection opened under one upstream's rules never serves another.
 
-The seam is httpx's interface. Request extensions read: `upstream` (`relay.catalog.Upstream`), `target` (the exact
-request target, bytes), `interim` (called with status and header pairs of each interim answer but 100), `upgrade`
-(present: 101 is welcome). Response extensions given: `trailers` (header pairs; complete when the body has ended),
-`network_stream` (after 101: `relay.upstreams.duplex.DuplexStream`). Raises what `httpx` and `relay.upstreams.faults`
-define, each with its `faults.Progress`.
+The seam is httpx's interface. Request extensions read: `upstream` (`relay.catalog.Upstream`), `place` (the one of its
+`relay.catalog.Target`s to go to; without it, the first), `target` (the exact request target, bytes), `interim` (called
+with status and header pairs of each interim answer but 100), `upgrade` (present: 101 is welcome). Response extensions
+given: `trailers` (header pairs; complete when the body has ended), `network_stream` (after 101:
+`relay.upstreams.duplex.DuplexStream`). Raises what `httpx` and `relay.upstreams.faults` define, each with its
+`faults.Progress`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from collections.abc import Callable, Iterator
 import httpx
 
 from relay import catalog
-from relay.catalog import Upstream
+from relay.catalog import Target, Upstream
 from relay.observing.families import Family, Sample
 from relay.observing.metrics import metrics
 from relay.upstreams.names import Names
@@ -29,31 +30,37 @@ CONNECTIONS = Family("relay_upstream_connections", "gauge", "Connections to upst
 WAITING = Family("relay_connection_waiters", "gauge", "Exchanges that wait for a connection.", ("upstream",))
 
 
+_Key = tuple[str, str]
+"""Slug and target's name."""
+
+
 class PooledTransport(httpx.AsyncBaseTransport):
-    """An `httpx.AsyncBaseTransport` with a pool per upstream. Belongs to one event loop."""
+    """An `httpx.AsyncBaseTransport` with a pool per target. Belongs to one event loop."""
 
     def __init__(self) -> None:
         self._names = Names()
-        self._pools: dict[str, Pool] = {}
+        self._pools: dict[_Key, Pool] = {}
         self._retired: set[Pool] = set()
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         upstream: Upstream = request.extensions["upstream"]
-        pool = self._pools.get(upstream.slug)
+        target: Target = request.extensions.get("place") or upstream.targets[0]
+        key = (upstream.slug, target.name)
+        pool = self._pools.get(key)
         if pool is None or pool.upstream is not upstream:
-            pool = self._pool_for(upstream, pool)
+            pool = self._pool_for(upstream, target, pool)
         pool.enter()
-        if self._pools.get(upstream.slug) is not pool:
+        if self._pools.get(key) is not pool:
             self._retire(pool)
         return await pool.send(request)
 
-    def _pool_for(self, upstream: Upstream, pool: Pool | None) -> Pool:
+    def _pool_for(self, upstream: Upstream, target: Target, pool: Pool | None) -> Pool:
         if pool is not None and pool.upstream == upstream:
             return pool
-        fresh = Pool(upstream, self._names)
+        fresh = Pool(upstream, target, self._names)
         # A request decided from an older snapshot gets a pool of its own, which is gone with it.
         if pool is None or catalog.current().find(upstream.slug.encode()) == upstream:
-            self._pools[upstream.slug] = fresh
+            self._pools[upstream.slug, target.name] = fresh
             if pool is not None:
                 self._retire(pool)
         return fresh
@@ -64,9 +71,9 @@ class PooledTransport(httpx.AsyncBaseTransport):
 
     def keep(self, is_current: Callable[[Upstream], bool]) -> None:
         """Retire the pools of changed or removed upstreams, and those that served nobody for their keep-alive time."""
-        for slug, pool in list(self._pools.items()):
+        for key, pool in list(self._pools.items()):
             if pool.is_idle or not is_current(pool.upstream):
-                del self._pools[slug]
+                del self._pools[key]
                 self._retire(pool)
 
     def read(self) -> Iterator[tuple[Family, Sample]]:

@@ -65,8 +65,9 @@ class Seam:
     @property
     def pool(self) -> Pool:
         """Of the upstream as it is now."""
-        pool = self.transport._pools.get(self.upstream.slug)
-        return pool if pool is not None else self.transport._pool_for(self.upstream, None)
+        target = self.upstream.targets[0]
+        pool = self.transport._pools.get((self.upstream.slug, target.name))
+        return pool if pool is not None else self.transport._pool_for(self.upstream, target, None)
 
     def request(
         self,

@@ -209,7 +209,8 @@ def upstream(port: int, **fields: Any) -> Upstream:
 
 
 def dialer(port: int, names: Names | None = None, **fields: Any) -> Dialer:
-    return Dialer(upstream(port, **fields), names or ScriptedNames())
+    leads_to = upstream(port, **fields)
+    return Dialer(leads_to, leads_to.targets[0], names or ScriptedNames())
 
 
 async def dial(dialer: Dialer) -> Witness:

@@ -258,7 +258,7 @@ class Command(AuthoredCommand):
     def check_upstream(self, *, slug: str, path: str, as_json: bool, **_: Any) -> None:
         row = find_one(slug)
         try:
-            upstream = loader.snapshot_of(row, [], credentials.rows_of(row, kind=CredentialKind.CERTIFICATE))
+            upstream = loader.snapshot_of(row, shown=credentials.rows_of(row, kind=CredentialKind.CERTIFICATE))
         except loader.RowUnreadable as problem:
             raise CommandError(f"{slug} cannot be used: {problem}. Save it anew.") from None
         target = _target(path, upstream.base_prefix) if path else upstream.bare_target
