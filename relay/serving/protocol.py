@@ -68,6 +68,9 @@ BETWEEN, HEAD, BODY = range(3)
 MOST_WAITING = 32
 """Pipelined requests of a connection that wait for those before them."""
 
+WRITE_BUFFER_BYTES = 0
+"""What may wait in the transport, beyond the kernel's buffers, before an answer's next piece is asked for."""
+
 LINGER_SECONDS = 1.0
 """How long an idle connection stays open for a last request when another worker has this one's place."""
 
@@ -118,6 +121,7 @@ class RelayProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
+        transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
         refusal = self._door.enter(self._peer, connections=len(self.connections))
         if refusal is None:
             self._entered = True

@@ -1,4 +1,4 @@
-"""One connection to an upstream: an `asyncio.Protocol` that carries one exchange at a time, and knows how it stands.
+"""One connection to an upstream: an `asyncio.BufferedProtocol` that carries one exchange at a time, and knows how it stands.
 
 Theory of operation. `begin` writes a request's head and names the `Wire` that is told of everything that comes back:
 `answers` reads the bytes, `states` says what may happen. A small queue lies between the socket and whoever reads the
@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 import httpx
 
-from relay.upstreams import faults
+from relay.upstreams import backlog, faults
 from relay.upstreams.answers import AnswerReader, Framing
 from relay.upstreams.silence import Silence
 from relay.upstreams.states import Event, Standing, Theirs
@@ -52,7 +52,7 @@ def reset(transport: asyncio.Transport) -> None:
     transport.abort()
 
 
-class Connection(asyncio.Protocol):
+class Connection(asyncio.BufferedProtocol):
     """Made by a dialer, kept by a pool. Belongs to one event loop."""
 
     __slots__ = (
@@ -193,7 +193,14 @@ class Connection(asyncio.Protocol):
         self.transport = transport  # type: ignore[assignment]  # dialers make stream transports
         self.transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)  # type: ignore[union-attr]
 
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return backlog.read_buffer.room()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.data_received(bytes(backlog.read_buffer.large[:nbytes]))
+
     def data_received(self, data: bytes) -> None:
+        """What was read, wherever to."""
         wire = self.wire
         if wire is None:
             self.abort()

@@ -1,0 +1,49 @@
+"""What answers that wait for their readers hold in this process together, and what that lets each of them hold.
+
+Theory of operation. A `Wire` counts here what it took from its upstream until its reader, done with one piece, comes
+for the next. While all of them hold little, reads are large and each answer runs ahead of its reader: that is what
+makes a fast one fast. Once they hold more than `AMPLE_BYTES` together, a read is small, and none is begun for an answer
+that holds anything. So N slow readers cost `AMPLE_BYTES`, the last large read over it, and N times `SMALL_READ_BYTES`.
+Nothing waits for room here, so nothing can wait for ever: a reader who has nothing left is always read for.
+"""
+
+from __future__ import annotations
+
+import threading
+
+AMPLE_BYTES = 32 * 1024 * 1024
+"""What all answers may hold before each of them has to do with little."""
+LARGE_READ_BYTES = 256 * 1024
+SMALL_READ_BYTES = 32 * 1024
+
+_held_bytes = 0
+
+
+def held_bytes() -> int:
+    """What answers hold at this moment."""
+    return _held_bytes
+
+
+def count(change: int) -> None:
+    """An answer holds so much more, or less."""
+    global _held_bytes
+    _held_bytes += change
+
+
+def is_ample() -> bool:
+    return _held_bytes <= AMPLE_BYTES
+
+
+class ReadBuffer(threading.local):
+    """Where an event loop, which has its thread to itself, reads to. Each read is copied from here before the next."""
+
+    def __init__(self) -> None:
+        self.large = memoryview(bytearray(LARGE_READ_BYTES))
+        self.small = self.large[:SMALL_READ_BYTES]
+
+    def room(self) -> memoryview:
+        """For one read."""
+        return self.large if _held_bytes <= AMPLE_BYTES else self.small
+
+
+read_buffer = ReadBuffer()
