@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable
 
 from relay.serving import hangup
 from relay.serving.asgi import Receive
+from relay.upstreams import backlog
 
 WatchDisconnect = Callable[[Callable[[], None] | None], None]
 
@@ -103,10 +104,11 @@ class Inbound:
             if chunk := message.get("body"):
                 self._queue.append(chunk)
                 self._waiting += len(chunk) + PIECE_BYTES
+                backlog.count(len(chunk) + PIECE_BYTES)
             if not message.get("more_body"):
                 self.complete = True
             self._wake()
-            while self._waiting >= READ_AHEAD_BYTES:
+            while self._waiting >= READ_AHEAD_BYTES or (self._waiting and not backlog.is_ample()):
                 loop = asyncio.get_running_loop()
                 self._room = loop.create_future()
                 look = loop.call_later(hangup.LOOK_SECONDS, self._look, self._room)
@@ -149,10 +151,11 @@ class Inbound:
         while True:
             if queue:
                 chunk = queue.popleft()
-                self._waiting -= len(chunk) + PIECE_BYTES
+                yield chunk
+                # Who asks for the next piece has passed this one on.
+                self._let_go(len(chunk) + PIECE_BYTES)
                 if self._room is not None and not self._room.done():
                     self._room.set_result(None)
-                yield chunk
             elif self.complete:
                 return
             elif self._gone:
@@ -186,6 +189,13 @@ class Inbound:
             self._reader.cancel()
             self._reader = None
         self._queue.clear()
+        self._let_go(self._waiting)
+
+    def _let_go(self, size: int) -> None:
+        """After `close` nothing is held, whatever is still passed on."""
+        size = min(size, self._waiting)
+        self._waiting -= size
+        backlog.count(-size)
 
 
 def _nobody() -> None:

@@ -186,7 +186,8 @@ class RelayCycle:
         if self.waiting_for_100_continue and not self.transport.is_closing():
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             self.waiting_for_100_continue = False
-        if self.flow.read_paused and not self._is_over() and (protocol := self._protocol) is not None:
+        if self.flow.read_paused and not (self._pieces or self._is_over()) and (protocol := self._protocol) is not None:
+            # Not before what there is was taken: of a large body one read at a time is held here.
             protocol.read_on()
         while not (self._news or self._is_over()):
             # Made only for who waits: most requests are answered without.

@@ -44,6 +44,8 @@ from relay.errors import (
 from relay.serving import door, status
 from relay.serving.asgi import DISCONNECT, EARLY_HINT, SENT_TARGET, TRAILERS
 from relay.serving.cycle import RelayCycle
+from relay.serving.intake import Intake
+from relay.upstreams import backlog
 from relay.upstreams.connection import reset
 
 LONGEST_METHOD = 64
@@ -94,6 +96,8 @@ class RelayProtocol(HttpToolsProtocol):
         self._length: int | None = None
         """Content-Length of the body being read, -1 without one; None until somebody asked."""
         self._body_bytes = 0
+        self._reads_small = False
+        """An `Intake` reads for it: reads are small while bodies hold much."""
         self._upgrading = False
         self._declined: bytes | None = None
         """The framing of the body that follows the head of an upgrade that was declined."""
@@ -425,6 +429,11 @@ class RelayProtocol(HttpToolsProtocol):
         if cycle.response_complete:
             self._watch_idleness()
             return
+        if not backlog.is_ample():
+            self.flow.pause_reading()
+            if not self._reads_small:
+                self._reads_small = True
+                self.transport.set_protocol(Intake(self))
         if cycle.take_body(body) > HIGH_WATER_LIMIT:
             self.flow.pause_reading()
 

@@ -33,7 +33,7 @@ from relay.upstreams.states import Event, Standing, Theirs
 if TYPE_CHECKING:
     from relay.upstreams.wire import Wire
 
-WRITE_BUFFER_BYTES = 64 * 1024
+WRITE_BUFFER_BYTES = 0
 """Bound of what waits to be sent; a body's next piece waits above it."""
 LAST_WORDS_BYTES = 1024 * 1024
 """Bound of what is still read of an answer from a connection that broke under the request's body."""
