@@ -13,7 +13,8 @@ import threading
 
 AMPLE_BYTES = 32 * 1024 * 1024
 """What all answers may hold before each of them has to do with little."""
-LARGE_READ_BYTES = 256 * 1024
+LARGE_READ_BYTES = 250 * 1024
+"""As much as uvloop reads. It fits into `READ_BUFFER_BYTES`, so that an answer that is waited for runs two ahead."""
 SMALL_READ_BYTES = 32 * 1024
 
 _held_bytes = 0
