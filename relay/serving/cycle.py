@@ -229,7 +229,7 @@ class RelayCycle:
             self._trail(message)
         elif kind == "http.response.body":
             self._continue(message)
-            if self.flow.write_paused and not (self.response_complete or self.disconnected):
+            if self.flow.write_paused and not self._is_over():
                 # Who sends the next piece only makes it when this one has left.
                 await self.flow.drain()
         elif kind != EARLY_HINT:  # which may come at any time, and is too late now

@@ -1,9 +1,9 @@
-"""One connection to an upstream: an `asyncio.BufferedProtocol` that carries one exchange at a time, and knows how it stands.
+"""One connection to an upstream: an `asyncio` protocol that carries one exchange at a time, and knows how it stands.
 
 Theory of operation. `begin` writes a request's head and names the `Wire` that is told of everything that comes back:
 `answers` reads the bytes, `states` says what may happen. A small queue lies between the socket and whoever reads the
-answer; above `READ_BUFFER_BYTES` reading pauses, so a slow caller slows the upstream. Body pieces are passed on as they
-came from the socket. Towards the upstream the transport's own buffer is the bound: `send` waits while it is full.
+answer; above `READ_BUFFER_BYTES` reading pauses, so a slow caller slows the upstream. How much is read at once, `backlog`
+says. Towards the upstream the transport's own buffer is the bound: `send` waits while it is full.
 
 Time is watched by `Silence`, which stays with the connection from exchange to exchange and costs no timer for each. It
 fails the wire with an exception; nothing is cancelled. Closing is synchronous, so that nothing can interrupt it. A
@@ -33,7 +33,7 @@ from relay.upstreams.states import Event, Standing, Theirs
 if TYPE_CHECKING:
     from relay.upstreams.wire import Wire
 
-WRITE_BUFFER_BYTES = 0
+WRITE_BUFFER_BYTES = 64 * 1024
 """Bound of what waits to be sent; a body's next piece waits above it."""
 LAST_WORDS_BYTES = 1024 * 1024
 """Bound of what is still read of an answer from a connection that broke under the request's body."""

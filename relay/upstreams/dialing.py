@@ -36,6 +36,7 @@ from relay.catalog import Target, Upstream
 from relay.rules.credentials import ClientCertificate
 from relay.rules.urls import ProxyUrl, parse_proxy_url
 from relay.upstreams import faults
+from relay.upstreams.connection import Connection
 from relay.upstreams.egress import AddrInfo, EgressDenied, Guard, show_certificate, tls_context
 from relay.upstreams.names import Found, Names
 
@@ -52,7 +53,8 @@ SESSION_SECONDS = 60
 _UNBOUNDED_SECONDS = 30 * 24 * 3600
 """Loops insist on a time-out of their own for handshakes: longer than any that an admin can set."""
 
-P = TypeVar("P", bound=asyncio.Protocol)
+Receiver = asyncio.Protocol | Connection
+P = TypeVar("P", bound=Receiver)
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.[01] ([1-5][0-9]{2})(?: [^\r\n]*)?\r\n")
 _ERROR_NUMBER = re.compile(r"\[Errno (\d+)\]")
@@ -237,10 +239,10 @@ class _Landing(asyncio.Protocol):
         self._ended = False
         self._lost = False
         self._problem: Exception | None = None
-        self._successor: asyncio.Protocol | None = None
+        self._successor: Receiver | None = None
         self._waiting: asyncio.Future[None] | None = None
 
-    def hand_over(self, protocol: asyncio.Protocol) -> None:
+    def hand_over(self, protocol: Receiver) -> None:
         """Let `protocol` see everything from the start, and all that follows."""
         transport = self.transport
         self._successor = protocol
