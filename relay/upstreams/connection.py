@@ -2,8 +2,8 @@
 
 Theory of operation. `begin` writes a request's head and names the `Wire` that is told of everything that comes back:
 `answers` reads the bytes, `states` says what may happen. A small queue lies between the socket and whoever reads the
-answer; above `READ_BUFFER_BYTES` reading pauses, so a slow caller slows the upstream. How much is read at once, `backlog`
-says. Towards the upstream the transport's own buffer is the bound: `send` waits while it is full.
+answer; above `READ_BUFFER_BYTES` reading pauses, so a slow caller slows the upstream. How much is read at once is
+`backlog`'s. Towards the upstream the transport's own buffer is the bound: `send` waits while it is full.
 
 Time is watched by `Silence`, which stays with the connection from exchange to exchange and costs no timer for each. It
 fails the wire with an exception; nothing is cancelled. Closing is synchronous, so that nothing can interrupt it. A
