@@ -281,7 +281,7 @@ async def test_a_reader_that_does_not_read_stops_the_upstream() -> None:
 
 
 async def test_once_all_hold_much_each_holds_one_small_read_and_gets_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("relay.upstreams.backlog.AMPLE_BYTES", 0)
+    monkeypatch.setattr("relay.upstreams.backlog.AMPLE_BYTES", -1)
     before = backlog.held_bytes()
     async with narrow() as (origin, seam):
         total = 4 * 1024 * 1024
