@@ -1,10 +1,11 @@
 """What bodies under way hold in this process together, both ways, and what that lets each of them hold.
 
 Theory of operation. A `Wire` counts here what it took from its upstream until its reader, done with one piece, comes
-for the next; `serving.body` does so with requests. While all of them hold little, reads are large and each answer runs ahead of its reader: that is what
-makes a fast one fast. Once they hold more than `AMPLE_BYTES` together, a read is small, and none is begun for an answer
-that holds anything. So N slow readers cost `AMPLE_BYTES`, the last large read over it, and N times `SMALL_READ_BYTES`.
-Nothing waits for room here, so nothing can wait for ever: a reader who has nothing left is always read for.
+for the next; `serving.body` does so with requests. While all of them hold little, reads are large and each body runs
+ahead of its reader: that is what makes a fast one fast. Once they hold more than `AMPLE_BYTES` together, a read is
+small, and none is begun for a body of which anything is held. So N slow readers cost `AMPLE_BYTES`, the last large
+read over it, and N times `SMALL_READ_BYTES`. Nothing waits for room here, so nothing can wait for ever: a reader who
+has nothing left is always read for.
 """
 
 from __future__ import annotations
