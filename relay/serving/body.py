@@ -38,6 +38,7 @@ class Inbound:
 
     __slots__ = (
         "_gone",
+        "_handed",
         "_on_gone",
         "_queue",
         "_reader",
@@ -62,6 +63,7 @@ class Inbound:
         self._watch_disconnect = watch_disconnect
         self._queue: deque[bytes] = deque()
         self._waiting = 0
+        self._handed = 0
         self._reader: asyncio.Task[None] | None = None
         self._start: asyncio.TimerHandle | None = None
         self._wakeup: asyncio.Future[None] | None = None
@@ -147,15 +149,14 @@ class Inbound:
         """
         if self._reader is None and not self.complete:
             self.open()
+        self._passed_on()
         queue = self._queue
         while True:
             if queue:
                 chunk = queue.popleft()
+                self._handed = len(chunk) + PIECE_BYTES
                 yield chunk
-                # Who asks for the next piece has passed this one on.
-                self._let_go(len(chunk) + PIECE_BYTES)
-                if self._room is not None and not self._room.done():
-                    self._room.set_result(None)
+                self._passed_on()
             elif self.complete:
                 return
             elif self._gone:
@@ -190,6 +191,13 @@ class Inbound:
             self._reader = None
         self._queue.clear()
         self._let_go(self._waiting)
+
+    def _passed_on(self) -> None:
+        """Who asks for the next piece has done with the last, and so has who asks in another's place."""
+        size, self._handed = self._handed, 0
+        self._let_go(size)
+        if size and self._room is not None and not self._room.done():
+            self._room.set_result(None)
 
     def _let_go(self, size: int) -> None:
         """After `close` nothing is held, whatever is still passed on."""
