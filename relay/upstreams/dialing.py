@@ -90,14 +90,17 @@ class Dialer:
         # Whoever saves an upstream anew sees at once what its name leads to now.
         names.forget(self._host, self._port)
 
-    async def dial(self, make_protocol: Callable[[], P]) -> P:
+    async def dial(self, make_protocol: Callable[[], P], phases: faults.Phases | None = None) -> P:
         """A protocol from `make_protocol`, connected all the way. It is made when everything else has succeeded.
 
-        Whenever this is cancelled, nothing stays open.
+        Whenever this is cancelled, nothing stays open. The seconds that each phase took are added to `phases`.
         """
-        attempt = _Attempt()
+        attempt = _Attempt({} if phases is None else phases)
         try:
-            landing = await self._make(attempt)
+            try:
+                landing = await self._make(attempt)
+            finally:
+                attempt.end_phase()
         except BaseException as problem:
             attempt.give_up()
             if attempt.phase == "connect":
@@ -125,25 +128,25 @@ class Dialer:
             tls.context.remember(tls)
 
     async def _make(self, attempt: _Attempt) -> _Landing:
-        attempt.phase = "egress"
+        attempt.enter("egress")
         if self._told_address:
             self._guard.check(self._told_address)
-        attempt.phase = "dns"
+        attempt.enter("dns")
         found = await self._names.resolve(self._host, self._port)
-        attempt.phase = "egress"
+        attempt.enter("egress")
         self._guard.check_all(found)
-        attempt.phase = "connect"
+        attempt.enter("connect")
         landing = await attempt.take(await self._connect(found))
         if self._proxy_tls is not None:
-            attempt.phase = "proxy"
+            attempt.enter("proxy")
             landing = await self._proxy_tls.secure(landing)
         if self._connect_request:
-            attempt.phase = "proxy"
+            attempt.enter("proxy")
             await _open_tunnel(landing, self._connect_request)
             # Its tickets have come by now.
             self.remember_session(landing.transport)
         if self._tls is not None:
-            attempt.phase = "tls"
+            attempt.enter("tls")
             landing = await self._tls.secure(landing)
         return landing
 
@@ -206,10 +209,23 @@ class Dialer:
 class _Attempt:
     """One connection while it is made."""
 
-    def __init__(self) -> None:
+    def __init__(self, phases: faults.Phases) -> None:
         self.phase: faults.Phase = "dns"
+        self._phases = phases
+        self._loop = asyncio.get_running_loop()
+        self._entered = self._loop.time()
         self._transport: asyncio.Transport | None = None
         """TCP's. All layers go with it."""
+
+    def enter(self, phase: faults.Phase) -> None:
+        self.end_phase()
+        self.phase = phase
+
+    def end_phase(self) -> None:
+        """What the phase took is noted."""
+        now = self._loop.time()
+        self._phases[self.phase] = self._phases.get(self.phase, 0.0) + now - self._entered
+        self._entered = now
 
     async def take(self, connected: socket.socket) -> _Landing:
         landing = _Landing(in_tls=False)

@@ -14,6 +14,8 @@ from typing import Literal, TypeVar
 import httpx
 
 Phase = Literal["pool", "dns", "egress", "connect", "proxy", "tls", "request", "head", "body"]
+Phases = dict[str, float]
+"""How many seconds an exchange spent in each phase that it came through."""
 Problem = TypeVar("Problem", bound=httpx.TransportError)
 
 

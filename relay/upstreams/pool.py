@@ -124,6 +124,7 @@ class Pool:
     async def send(self, request: httpx.Request) -> httpx.Response:
         """The pool must have been entered; it is left when the response is closed, or here when there is none."""
         has_body = messages.has_body(request)
+        phases: faults.Phases = request.extensions.get("phases", {})
         attempts = 0
         wire: Wire | None = None
         try:
@@ -132,9 +133,9 @@ class Pool:
                 attempts += 1
                 if attempts > MAX_STALE_ATTEMPTS:
                     self._make_room()
-                    connection = await self._obtain()
+                    connection = await self._obtain(phases)
                 else:
-                    connection = self._take() or await self._obtain()
+                    connection = self._take() or await self._obtain(phases)
                 is_reused = connection.has_served
                 wire = Wire(connection, self.upstream)
                 try:
@@ -195,18 +196,22 @@ class Pool:
         if self._idle and self._open >= self.upstream.max_connections:
             next(iter(self._idle)).abort()
 
-    async def _obtain(self) -> Connection:
+    async def _obtain(self, phases: faults.Phases) -> Connection:
         """A new connection, or the first that comes free. The connect time-out is for waiting and making it alike."""
         if self._is_aborted:
             raise _aborted()
-        deadline = self._loop.time() + self.upstream.connect_timeout_seconds
+        began = self._loop.time()
+        deadline = began + self.upstream.connect_timeout_seconds
         if self._open >= self.upstream.max_connections or self._waiters:
-            connection = await self._wait(deadline)
+            try:
+                connection = await self._wait(deadline)
+            finally:
+                phases["pool"] = phases.get("pool", 0.0) + self._loop.time() - began
             if connection is not None:
                 return connection
         else:
             self._open += 1
-        return await self._make(deadline)
+        return await self._make(deadline, phases)
 
     async def _wait(self, deadline: float) -> Connection | None:
         if len(self._waiters) >= MAX_WAITERS:
@@ -232,11 +237,11 @@ class Pool:
     def _full(self, reason: str) -> httpx.TransportError:
         return faults.placed(httpx.PoolTimeout(reason), faults.Progress("pool"))
 
-    async def _make(self, deadline: float) -> Connection:
+    async def _make(self, deadline: float, phases: faults.Phases) -> Connection:
         """`_open` counts it already."""
         try:
             async with asyncio.timeout_at(deadline):
-                connection = await self._dialer.dial(Connection)
+                connection = await self._dialer.dial(Connection, phases)
         except BaseException as problem:
             self._place_came_free()
             if isinstance(problem, TimeoutError):

@@ -226,9 +226,9 @@ async def test_a_connection_that_is_being_made_counts(origin: Origin, seam: Seam
     await until(lambda: seam.pool.open_connections == 0)
     dial, may_dial = seam.pool._dialer.dial, asyncio.Event()
 
-    async def dial_late(make_protocol: Any) -> Any:
+    async def dial_late(make_protocol: Any, phases: Any) -> Any:
         await may_dial.wait()
-        return await dial(make_protocol)
+        return await dial(make_protocol, phases)
 
     seam.pool._dialer.dial = dial_late  # type: ignore[method-assign]
     asking = [asyncio.create_task(seam.get(b"/x")) for _ in range(2)]
@@ -301,7 +301,7 @@ async def test_a_failed_dial_lets_the_next_one_try(origin: Origin, seam: Seam) -
     the_connection(seam).close()
     dial, dials = pool._dialer.dial, 0
 
-    async def fail_once(make_protocol: Any) -> Any:
+    async def fail_once(make_protocol: Any, phases: Any) -> Any:
         nonlocal dials
         dials += 1
         await asyncio.sleep(0)
@@ -573,8 +573,8 @@ async def test_a_connection_made_while_the_transport_closes_is_closed(origin: Or
         pool = seam.pool
         dial, reached, may_return = pool._dialer.dial, asyncio.Event(), asyncio.Event()
 
-        async def dial_late(make_protocol: Any) -> Any:
-            made = await dial(make_protocol)
+        async def dial_late(make_protocol: Any, phases: Any) -> Any:
+            made = await dial(make_protocol, phases)
             reached.set()
             await may_return.wait()
             return made
