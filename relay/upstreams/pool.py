@@ -20,6 +20,7 @@ from collections.abc import Callable
 import httpx
 
 from relay.catalog import Upstream
+from relay.rules.retries import IDEMPOTENT_METHODS
 from relay.upstreams import faults, messages
 from relay.upstreams.connection import Connection
 from relay.upstreams.dialing import Dialer
@@ -32,8 +33,6 @@ MAX_STALE_ATTEMPTS = 2
 """How many pooled connections that turn out dead one request may meet; after them it gets a new one."""
 MAX_ATTEMPTS = 8
 """Of one request in all: where no new connection may be made, others' are handed on, and may turn out dead, too."""
-IDEMPOTENT_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
-"""RFC 9110 section 9.2.2. Without a body, they may be sent again where it is unknown whether they arrived."""
 
 _Waiter = asyncio.Future[Connection | None]
 """Handed a connection, or None: room to make one."""
