@@ -70,3 +70,7 @@ class HeadTimeout(httpx.ReadTimeout):
 
 class CallerStalled(httpx.WriteTimeout):
     """The caller stopped sending its request body."""
+
+
+class UploadTooSlow(CallerStalled):
+    """The caller sends its request body below the rate that the upstream asks for."""
