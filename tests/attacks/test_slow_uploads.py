@@ -14,7 +14,7 @@ import pytest
 
 from relay.serving import body as body_room
 from relay.upstreams import pace
-from tests.attacks.conftest import Logged, Relayed, error_type, until
+from tests.attacks.conftest import Logged, Relayed, error_type, seconds, until
 from tests.caller import Answer, Caller, request_bytes
 from tests.origin import Exchange, Gate, Origin, chunked_head, hang, upload_sink
 from tests.serving_ground import Ground
@@ -33,13 +33,6 @@ def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def post(pairs: list[tuple[bytes, bytes]], path: bytes = b"/relay/o/x") -> bytes:
     return request_bytes(path, pairs, method=b"POST", host=b"localhost")
-
-
-async def after(seconds: float) -> None:
-    """Time itself is what is tested."""
-    over = asyncio.Event()
-    asyncio.get_running_loop().call_later(seconds, over.set)
-    await over.wait()
 
 
 class Echo:
@@ -68,7 +61,7 @@ class Sink:
         await exchange.send(b"HTTP/1.1 204 No Content\r\n\r\n")
 
 
-async def dripping(caller: Caller, origin: Sink | Echo, *, framed: bool) -> AsyncIterator[int]:
+async def dripping(caller: Caller, origin: Sink, *, framed: bool) -> AsyncIterator[int]:
     """Byte after byte, each as soon as the origin has the one before."""
     for sent in itertools.count(1):
         await caller.send(b"1\r\na\r\n" if framed else b"a")
@@ -76,7 +69,7 @@ async def dripping(caller: Caller, origin: Sink | Echo, *, framed: bool) -> Asyn
         yield sent
 
 
-async def drip(caller: Caller, origin: Sink | Echo, *, framed: bool = False) -> None:
+async def drip(caller: Caller, origin: Sink, *, framed: bool = False) -> None:
     async for _ in dripping(caller, origin, framed=framed):
         pass
 
@@ -135,7 +128,7 @@ async def test_who_keeps_the_rate_is_served_however_long_it_takes(
 
     async def evenly() -> AsyncIterator[bytes]:
         for _ in range(20):
-            await after(GRACE / 4)
+            await seconds(GRACE / 4)
             yield bytes(5_000)
 
     async with Caller(ground.port) as caller:
@@ -151,7 +144,7 @@ async def test_an_upstream_that_takes_its_time_is_not_the_callers_fault(relayed:
 
     async def late(exchange: Exchange) -> None:
         exchange.pause_reading()
-        await after(5 * GRACE)
+        await seconds(5 * GRACE)
         exchange.resume_reading()
         while exchange.head.body_length < most:
             await exchange.read_some()
@@ -162,7 +155,7 @@ async def test_an_upstream_that_takes_its_time_is_not_the_callers_fault(relayed:
         for _ in range(16):
             yield bytes(most // 16)
         await taken.wait()
-        await after(GRACE / 4)
+        await seconds(GRACE / 4)
         yield b"the end"
 
     async with Origin(buffer_bytes=16 * 1024) as narrow:
@@ -247,4 +240,4 @@ async def drip_blindly(caller: Caller) -> None:
     with contextlib.suppress(ConnectionError):
         while True:
             await caller.send(b"a")
-            await after(GRACE / 10)
+            await seconds(GRACE / 10)
