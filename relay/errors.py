@@ -153,6 +153,14 @@ class CallerTimedOut(RelayError):
     proxy_status = "http_request_error"
 
 
+class UploadTooSlow(RelayError):
+    status = 408
+    type = "upload-too-slow"
+    title = "The request body arrives too slowly"
+    advice = "Send the body faster, or ask an admin to lower the upstream's min upload bytes per second."
+    proxy_status = "http_request_error"
+
+
 class RequestHeadTimedOut(RelayError):
     status = 408
     type = "request-head-timeout"

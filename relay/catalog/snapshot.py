@@ -98,6 +98,8 @@ class Upstream:
     connect_timeout_seconds: float = 5.0
     head_timeout_seconds: float = 60.0
     idle_timeout_seconds: float = 300.0
+    min_upload_bytes_per_second: int = 240
+    """0: callers may send their bodies as slowly as they like."""
     total_timeout_seconds: float | None = None
     max_request_bytes: int | None = None
     max_response_bytes: int | None = None

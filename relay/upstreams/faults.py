@@ -72,3 +72,7 @@ class HeadTimeout(httpx.ReadTimeout):
 
 class CallerStalled(httpx.WriteTimeout):
     """The caller stopped sending its request body."""
+
+
+class UploadTooSlow(CallerStalled):
+    """The caller sends its request body below the rate that the upstream asks for."""
