@@ -254,7 +254,7 @@ class TooManyConnections(RelayError):
 class LoopDetected(RelayError):
     status = 508
     type = "loop"
-    title = "This request has been through this relay already"
+    title = "The upstream leads back to this relay"
     advice = "Ask an admin to look for an upstream whose base URL leads back to the relay."
     proxy_status = "proxy_loop_detected"
 

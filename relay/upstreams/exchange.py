@@ -291,6 +291,7 @@ _PASSING = (faults.PortClosed, faults.HungUp)
 
 _ERRORS: tuple[tuple[type[httpx.HTTPError], type[errors.RelayError]], ...] = (
     (faults.AddressRefused, errors.EgressRefused),
+    (faults.LedBack, errors.LoopDetected),
     (faults.NameUnresolved, errors.NameUnresolved),
     (faults.PortClosed, errors.ConnectionRefused),
     (faults.CertificateUntrusted, errors.CertificateRefused),

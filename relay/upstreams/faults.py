@@ -46,6 +46,10 @@ class AddressRefused(httpx.ConnectError):
     """The egress guard refused an address the name resolved to, or the literal itself."""
 
 
+class LedBack(httpx.ConnectError):
+    """The address is one that the relay itself listens on."""
+
+
 class NameUnresolved(httpx.ConnectError):
     """DNS gave no address."""
 

@@ -23,7 +23,7 @@ from relay.catalog import Target, Upstream
 from relay.rules import retries
 from relay.upstreams import faults, messages
 from relay.upstreams.connection import Connection
-from relay.upstreams.dialing import Dialer
+from relay.upstreams.dialing import Dialer, address_of
 from relay.upstreams.names import Names
 from relay.upstreams.wire import Wire
 
@@ -31,6 +31,8 @@ MAX_WAITERS = 1024
 """Callers that wait for a connection; further ones are told at once that the upstream is full."""
 MAX_STALE_ATTEMPTS = 2
 """How many pooled connections that turn out dead one request may meet; after them it gets a new one."""
+LEAVING_SECONDS = 60.0
+"""How long a connection is used on after the name was found not to lead to its address any more."""
 MAX_ATTEMPTS = 8
 """Of one request in all: where no new connection may be made, others' are handed on, and may turn out dead, too."""
 
@@ -54,6 +56,8 @@ class Pool:
         self._open = 0
         self._connections: set[Connection] = set()
         """Those that were made and are not lost yet."""
+        self._look_at = 0.0
+        """When to ask what the name leads to by now."""
         self._expiry: asyncio.TimerHandle | None = None
         self._on_closed: Callable[[Pool], None] | None = None
         self._is_closed = False
@@ -119,6 +123,27 @@ class Pool:
     def waiting(self) -> int:
         return len(self._waiters)
 
+    # Where the name leads by now.
+
+    def _look_again(self, now: float) -> None:
+        """Leave connections to addresses that the name led to once and does not any more. Answers that change all the
+        time are some balancers' way, so those have `LEAVING_SECONDS` left."""
+        addresses, self._look_at = self._dialer.known_addresses()
+        if addresses is None:
+            return
+        for connection in list(self._connections):
+            if connection.address in addresses:
+                connection.leave_at = None
+                continue
+            if connection.leave_at is None:
+                connection.leave_at = now + LEAVING_SECONDS
+            if connection.leave_at > now:
+                self._look_at = min(self._look_at, connection.leave_at)
+                continue
+            connection.is_left = True
+            if self._idle.pop(connection, None) is not None:
+                connection.close()
+
     # An exchange.
 
     async def send(self, request: httpx.Request) -> httpx.Response:
@@ -129,6 +154,8 @@ class Pool:
         wire: Wire | None = None
         try:
             head = self._head(request)
+            if (now := self._loop.time()) >= self._look_at:
+                self._look_again(now)
             while True:
                 attempts += 1
                 if attempts > MAX_STALE_ATTEMPTS:
@@ -248,6 +275,8 @@ class Pool:
                 raise faults.placed(httpx.ConnectTimeout("connect"), faults.Progress("connect")) from None
             raise
         connection.belong(on_free=self._free, on_lost=self._lost)
+        if connection.transport is not None:
+            connection.address = address_of(connection.transport.get_extra_info("peername") or ("",))
         self._connections.add(connection)
         if connection.is_lost:
             self._lost(connection)
@@ -260,7 +289,7 @@ class Pool:
         """An exchange ended well, or a waiter did not want it after all."""
         if self._is_secure and connection.transport is not None:
             self._dialer.remember_session(connection.transport)
-        if self._is_closed or not self.upstream.keepalive_seconds or not connection.is_usable:
+        if self._is_closed or not self.upstream.keepalive_seconds or connection.is_left or not connection.is_usable:
             connection.close()
             return
         waiter = self._next_waiter()

@@ -123,6 +123,7 @@ async def test_without_a_client_the_relay_is_draining(monkeypatch: pytest.Monkey
 
 ERRORS = [
     (faults.AddressRefused, errors.EgressRefused),
+    (faults.LedBack, errors.LoopDetected),
     (faults.NameUnresolved, errors.NameUnresolved),
     (faults.PortClosed, errors.ConnectionRefused),
     (faults.CertificateUntrusted, errors.CertificateRefused),
