@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -655,6 +656,42 @@ async def test_the_name_is_asked_for_once_in_a_ttl(origin: Origin, seam: Seam) -
     for _ in range(5):
         await seam.get(b"/x")
     assert asked == [frozenset({"127.0.0.1"})]
+
+
+async def test_a_service_that_moved_is_left_though_its_connections_never_rest(
+    origin: Origin, seam: Seam, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leads_to = ["127.0.0.1"]
+
+    async def getaddrinfo(host: str, port: int, **_: Any) -> list[Any]:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in leads_to]
+
+    async def ask_ttl(_: str) -> float:
+        return 300.0
+
+    def pass_ttl() -> None:
+        for answer in names._answers.values():
+            answer.runs_out = 0.0
+        seam.pool._look_at = 0.0
+
+    names = seam.transport._names
+    monkeypatch.setattr(names, "_ask_ttl", ask_ttl)
+    async with Origin(host="127.0.0.2", port=origin.port) as moved:
+        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
+        for place in (origin, moved):
+            place.on(b"/x", raw(OK, then="keep"))
+        seam.rules(host="moved.test")
+        before = await connection_of(seam, origin)
+        leads_to[:] = ["127.0.0.2"]
+        pass_ttl()
+        assert await connection_of(seam, origin) == before, "this one only has the name looked up"
+        await until(lambda: not names._look_ups)
+        seam.pool._look_at = 0.0
+        await seam.get(b"/x")
+        assert len(moved.requests) == 1
+        await until(lambda: seam.pool.open_connections == 1)
+        seam.pool.close()
+        await moved.until_connections(0)
 
 
 async def test_an_upstream_that_is_an_address_is_never_asked_about_again(origin: Origin, seam: Seam) -> None:
