@@ -21,8 +21,9 @@ import psutil
 from bench.goals import judge
 from bench.load import find_tool
 from bench.origin import OriginEnded, running_origin
-from bench.peers import PEERS, PROJECT
+from bench.peers import PEERS
 from bench.processes import Failed, on_core, raise_open_files_limit, two_cores
+from bench.relays import PROJECT
 from bench.report import as_data, as_text
 from bench.run import Plan, measure, measure_ceiling
 
