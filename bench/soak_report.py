@@ -1,0 +1,84 @@
+"""What a soak found, as verdicts and as text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from bench.leaks import MIB, Line
+from bench.traffic import Tally
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """One worker's that lived to the end: its line without reloads, and what it held first and last."""
+
+    line: Line
+    before_bytes: int
+    after_bytes: int
+
+
+@dataclass(slots=True)
+class Outcome:
+    """All that was found. `left_over` by what it is, the most of one worker."""
+
+    seed: int
+    seconds: float
+    tally: Tally
+    warm_up: Tally
+    left_over: dict[str, int]
+    strays: int
+    """Processes that a reload should have ended."""
+    memory: dict[int, Memory]
+    reloads: int
+    edits: int
+    replaced: int
+    replaced_peak_bytes: int
+    troubles: list[str] = field(default_factory=list)
+    """Errors in the relay's log."""
+    origin: dict[str, Any] = field(default_factory=lambda: {"asked": 0, "met": []})
+    """How often the origin was asked, and what it met that no relay may send."""
+
+    @property
+    def problems(self) -> list[str]:
+        """What is wrong, a line each; empty when nothing is."""
+        return list(self._problems())
+
+    def _problems(self) -> Iterator[str]:
+        for name, tally in (("", self.tally), (" in the warm-up", self.warm_up)):
+            if tally.lost:
+                yield f"lost{name}: {tally.lost} requests"
+                yield from (f"  {told}" for told in tally.told)
+        for what, number in self.left_over.items():
+            yield f"leaked: {number} more of {what}"
+        if self.strays:
+            yield f"leaked: {self.strays} processes that a reload should have ended"
+        for pid, memory in self.memory.items():
+            if memory.line.is_leak:
+                yield f"leaked: memory of worker {pid}, {memory.line}"
+        for met in self.origin["met"]:
+            yield f"the origin met {met}"
+        for line in self.troubles:
+            yield f"logged: {line}"
+        if not self.tally.ended:
+            yield "no traffic: nothing was tried"
+
+
+def as_text(outcome: Outcome) -> str:
+    return "\n".join(_lines(outcome))
+
+
+def _lines(outcome: Outcome) -> Iterator[str]:
+    yield f"seed {outcome.seed}, {outcome.seconds / 60:.1f} minutes, {outcome.reloads} reloads, {outcome.edits} edits"
+    yield f"{sum(outcome.tally.ended.values()):,} calls; the origin was asked {outcome.origin['asked']:,} times"
+    for how, number in sorted(outcome.tally.ended.items()):
+        yield f"  {how}: {number:,}"
+    peak = outcome.replaced_peak_bytes / MIB
+    yield f"{outcome.replaced} workers were replaced, none of which held more than {peak:.0f} MiB"
+    for pid, memory in sorted(outcome.memory.items()):
+        held = f"{memory.before_bytes / MIB:.1f} MiB at first, {memory.after_bytes / MIB:.1f} at last"
+        yield f"worker {pid}: {held}; {memory.line}"
+    problems = outcome.problems
+    yield "Nothing was lost, nothing leaked." if not problems else "NOT CLEAN:"
+    yield from problems
