@@ -221,9 +221,14 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def raise_open_files_limit() -> int:
-    """As many open files as this user may have, for this process and all that it starts."""
+def raise_open_files_limit(wanted: int = 0) -> int:
+    """As many open files as this user may have, for this process and all that it starts. Root may have more than that:
+    it gets `wanted` where the system lets it."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = max(hard, wanted)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        return most
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return hard
 

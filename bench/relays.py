@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.processes import Failed
+from bench.origin import answers, free_port
+from bench.processes import Failed, Server
 
 PROJECT = Path(__file__).resolve().parent.parent
+SPARE = 256
+"""Exchanges beside those that are held."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +50,34 @@ class Installation:
         return [str(self.python), "manage.py", "serve", *place]
 
 
+@contextmanager
+def serving(relay: Installation, port: int, *, workers: int) -> Iterator[Server]:
+    """Serve until the block ends. Raises Failed when it does not start."""
+    command = relay.serve_command(port, workers=workers)
+    with Server(command, core=None, env=relay.environment, log=relay.folder / "relay.log", cwd=PROJECT) as server:
+        server.wait_until(lambda: answers(port, "/readyz"))
+        yield server
+
+
+@contextmanager
+def one_worker(folder: Path, origin_url: str, *, held: int) -> Iterator[tuple[Server, int]]:
+    """A relay of one worker with one open upstream, `/relay/origin`, that may hold so many exchanges at once. Gives its
+    port, too."""
+    env = {"RELAY_ACCESS_LOG": "off"}
+    relay = Installation(
+        folder,
+        python=Path(sys.executable),
+        env=env | dict.fromkeys(("RELAY_MAX_CONNECTIONS", "RELAY_MAX_CONNECTIONS_PER_PEER"), str(held + SPARE)),
+    )
+    bounds = [f"{field}={held + SPARE}" for field in ("max_concurrent", "max_connections")]
+    relay.manage("first_run")
+    place = [origin_url, "--access", "anyone", "--allow-network", "127.0.0.0/8"]
+    relay.manage("upstreams", "add", "origin", *place, *(word for bound in bounds for word in ("--set", bound)))
+    port = free_port()
+    with serving(relay, port, workers=1) as server:
+        yield server, port
+
+
 def bare_environment(home: Path) -> dict[str, str]:
     return {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(home), "LANG": "C.UTF-8"}
 
@@ -57,3 +91,17 @@ def run(command: list[str], *, env: Mapping[str, str]) -> str:
         lines = (ended.stderr or ended.stdout).strip().splitlines()
         raise Failed(f"{' '.join(command[1:3])}: {lines[-1] if lines else f'exit code {ended.returncode}'}")
     return ended.stdout
+
+
+def run_module(name: str, *arguments: str, folder: Path, env: Mapping[str, str] | None = None) -> Server:
+    """`python -m bench.NAME` in a process of its own."""
+    command = [sys.executable, "-m", f"bench.{name}", *arguments]
+    log = folder / f"{name}.log"
+    log.unlink(missing_ok=True)
+    return Server(command, core=None, env=env or bare_environment(folder), log=log, cwd=PROJECT)
+
+
+def told_url(origin: Server) -> str:
+    """Where an origin is whose first line tells its port."""
+    origin.wait_until(lambda: bool(origin.last_line()))
+    return f"http://127.0.0.1:{json.loads(origin.last_line())['port']}"

@@ -26,9 +26,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from bench.leaks import Sample, Track, left_over, most_held
-from bench.origin import answers, free_port
+from bench.origin import free_port
 from bench.processes import Failed, Server, interrupt_when_told_to_end, raise_open_files_limit
-from bench.relays import PROJECT, Installation
+from bench.relays import Installation, run_module, serving, told_url
 from bench.soak_report import Memory, Outcome, as_text
 from bench.traffic import Course, Tally
 
@@ -83,7 +83,6 @@ class Plan:
     """Between two edits, on average."""
     reload_seconds: float = 15.0
     """Between two reloads, on average."""
-    python: Path = Path(sys.executable)
 
 
 @dataclass(slots=True)
@@ -123,10 +122,8 @@ class Watched:
 def soak(plan: Plan) -> Outcome:
     """Raises Failed when it cannot be done; what the relay does wrong is in the outcome."""
     draw = random.Random(f"{plan.seed}/reloads")
-    with _run("rough_origin", plan=plan) as origin:
-        origin.wait_until(lambda: bool(origin.last_line()))
-        origin_port = json.loads(origin.last_line())["port"]
-        with _relay(plan, f"http://127.0.0.1:{origin_port}") as (relay, course):
+    with run_module("rough_origin", folder=plan.folder) as origin:
+        with _relay(plan, told_url(origin)) as (relay, course):
             _say(f"warming up for {plan.warm_up_seconds:.0f} s")
             warm = _traffic(plan, relay, course, seconds=plan.warm_up_seconds, seed=plan.seed + 1)
             before, busy = _let_rest(relay, {})
@@ -177,10 +174,11 @@ def _traffic(
     course_file = plan.folder / "course.json"
     course_file.touch(mode=0o600)
     course_file.write_text(json.dumps({**asdict(course), "seconds": seconds, "seed": seed}))
+    edits_drawn = [str(seed), str(plan.edit_seconds)]
     reloaded = 0
     with (
-        _run("edits", str(seed), str(plan.edit_seconds), plan=plan, env=_installation(plan).environment) as edits,
-        _run("traffic", str(course_file), plan=plan) as traffic,
+        run_module("edits", *edits_drawn, folder=plan.folder, env=_installation(plan).environment) as edits,
+        run_module("traffic", str(course_file), folder=plan.folder) as traffic,
     ):
         started = time.monotonic()
         next_reload = reloads.uniform(0, 0.5) * min(plan.reload_seconds, seconds / 2) if reloads else math.inf
@@ -236,7 +234,7 @@ def _installation(plan: Plan) -> Installation:
         "RELAY_MAX_CONNECTIONS_PER_PEER": "4096",
         "RELAY_WITNESS_FOLDER": str(witnesses),
     }
-    return Installation(plan.folder, python=plan.python, settings="bench.settings_with_witness", env=env)
+    return Installation(plan.folder, python=Path(sys.executable), settings="bench.settings_with_witness", env=env)
 
 
 @contextmanager
@@ -247,20 +245,10 @@ def _relay(plan: Plan, origin_url: str) -> Iterator[tuple[Watched, Course]]:
     given = json.loads(relay.manage("shell", "-c", script).strip().rpartition("\n")[2])
     port = free_port()
     course = Course(port=port, seconds=0, seed=0, scale=plan.scale, signed_bytes=SIGNED_BYTES, **given)
-    command = relay.serve_command(port, workers=plan.workers)
-    with Server(command, core=None, env=relay.environment, log=plan.folder / "relay.log", cwd=PROJECT) as server:
-        server.wait_until(lambda: answers(port, "/readyz"))
+    with serving(relay, port, workers=plan.workers) as server:
         watched = Watched(server, port, plan.folder / "witnesses", plan.workers)
         server.wait_until(lambda: len(watched.look()) == plan.workers)
         yield watched, course
-
-
-def _run(module: str, *arguments: str, plan: Plan, env: dict[str, str] | None = None) -> Server:
-    command = [str(plan.python), "-m", f"bench.{module}", *arguments]
-    environment = env or Installation(plan.folder, plan.python).environment
-    log = plan.folder / f"{module}.log"
-    log.unlink(missing_ok=True)
-    return Server(command, core=None, env=environment, log=log, cwd=PROJECT)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
