@@ -1,10 +1,9 @@
 """What nginx cannot be as an origin: event streams, and a reader of uploads that counts what it got.
 
 Started by `bench.origin` as `python -m bench.inner_origin PORT`, behind nginx without buffering; one request a
-connection. `/events` sends a second event EVENT_GAP_SECONDS after the first and ends; `/idle` sends one and holds; `/beats`
-goes on with one every BEAT_SECONDS or less;
-`/sink` reads a body and answers with the count of its bytes; `/stalling-sink` does so with a stop of STALL_SECONDS
-after every STALL_EVERY_BYTES.
+connection. `/events` sends a second event EVENT_GAP_SECONDS after the first and ends; `/idle` sends one and holds;
+`/beats` goes on with one at least every BEAT_SECONDS; `/sink` reads a body and answers with the count of its bytes;
+`/stalling-sink` does so with a stop of STALL_SECONDS after every STALL_EVERY_BYTES.
 """
 
 from __future__ import annotations

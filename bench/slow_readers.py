@@ -11,7 +11,6 @@ import argparse
 import contextlib
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.leaks import MIB
-from bench.processes import Failed, MemoryWatch, interrupt_when_told_to_end, raise_open_files_limit
+from bench.processes import MemoryWatch, raise_open_files_limit
+from bench.proofs import prove
 from bench.relays import one_worker, run_module, told_url
 from bench.transfers import fetch
 
@@ -60,7 +60,6 @@ class Outcome:
                 f"memory: {self.before_bytes / MIB:.1f} MiB before, {self.peak_bytes / MIB:.1f} at most,"
                 f" {self.end_bytes / MIB:.1f} at the end",
                 f"grown by {grown / MIB:.1f} MiB, {grown / self.readers / 1024:.0f} KiB a reader",
-                *([f"NOT CLEAN: {problem}" for problem in self.problems] or ["It waits for its readers."]),
             )
         )
 
@@ -130,18 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--readers", type=int, default=500, metavar="N", help="how many (500)")
     parser.add_argument("--seconds", type=float, default=60.0, metavar="S", help="how long (60)")
     options = parser.parse_args(arguments)
-    interrupt_when_told_to_end()
-    try:
-        with tempfile.TemporaryDirectory(prefix="relay-readers-") as folder:
-            outcome = read_slowly(options.readers, options.seconds, Path(folder))
-    except Failed as failure:
-        print(failure, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
-    print(outcome)
-    return 1 if outcome.problems else 0
+    return prove("readers", lambda folder: read_slowly(options.readers, options.seconds, folder))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ import math
 import random
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,9 +26,10 @@ from pathlib import Path
 
 from bench.leaks import Sample, Track, left_over, most_held
 from bench.origin import free_port
-from bench.processes import Failed, Server, interrupt_when_told_to_end, raise_open_files_limit
+from bench.processes import Failed, Server, raise_open_files_limit
+from bench.proofs import prove, say
 from bench.relays import Installation, run_module, serving, told_url
-from bench.soak_report import Memory, Outcome, as_text
+from bench.soak_report import Memory, Outcome
 from bench.traffic import Course, Tally
 
 SAMPLE_SECONDS = 1.0
@@ -124,15 +124,15 @@ def soak(plan: Plan) -> Outcome:
     draw = random.Random(f"{plan.seed}/reloads")
     with run_module("rough_origin", folder=plan.folder) as origin:
         with _relay(plan, told_url(origin)) as (relay, course):
-            _say(f"warming up for {plan.warm_up_seconds:.0f} s")
+            say(f"warming up for {plan.warm_up_seconds:.0f} s")
             warm = _traffic(plan, relay, course, seconds=plan.warm_up_seconds, seed=plan.seed + 1)
             before, busy = _let_rest(relay, {})
             if busy:
                 raise Failed(f"not at rest after the warm-up: {busy}")
-            _say(f"traffic for {plan.seconds:.0f} s, reloads in the first half")
+            say(f"traffic for {plan.seconds:.0f} s, reloads in the first half")
             main = _traffic(plan, relay, course, seconds=plan.seconds, seed=plan.seed, reloads=draw)
             traffic_over = time.time()
-            _say("letting it rest")
+            say("letting it rest")
             _, more = _let_rest(relay, before)
             quiet = plan.seconds / 2 * (1 - WARM_SHARE)
             memory = {
@@ -257,30 +257,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, help="what to draw from; another one each time unless given")
     parser.add_argument("--scale", type=float, default=1.0, help="of the callers, about 65 at once (1.0)")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--json", type=Path, metavar="PATH", help="where to write the outcome, too")
     options = parser.parse_args(arguments)
     seed = random.SystemRandom().randrange(1_000_000) if options.seed is None else options.seed
-    interrupt_when_told_to_end()
     raise_open_files_limit()
-    _say(f"seed {seed}")
-    try:
-        with tempfile.TemporaryDirectory(prefix="relay-soak-") as folder:
-            plan = Plan(options.minutes * 60, seed, Path(folder), scale=options.scale, workers=options.workers)
-            outcome = soak(plan)
-    except Failed as failure:
-        print(failure, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
-    if options.json:
-        options.json.write_text(json.dumps(asdict(outcome), indent=2) + "\n")
-    print(as_text(outcome))
-    return 1 if outcome.problems else 0
+    say(f"seed {seed}")
 
+    def find(folder: Path) -> Outcome:
+        return soak(Plan(options.minutes * 60, seed, folder, scale=options.scale, workers=options.workers))
 
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    return prove("soak", find)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a soak found, as verdicts and as text."""
+"""What a soak found, as text and as verdicts."""
 
 from __future__ import annotations
 
@@ -64,21 +64,16 @@ class Outcome:
         if not self.tally.ended:
             yield "no traffic: nothing was tried"
 
+    def __str__(self) -> str:
+        return "\n".join(self._lines())
 
-def as_text(outcome: Outcome) -> str:
-    return "\n".join(_lines(outcome))
-
-
-def _lines(outcome: Outcome) -> Iterator[str]:
-    yield f"seed {outcome.seed}, {outcome.seconds / 60:.1f} minutes, {outcome.reloads} reloads, {outcome.edits} edits"
-    yield f"{sum(outcome.tally.ended.values()):,} calls; the origin was asked {outcome.origin['asked']:,} times"
-    for how, number in sorted(outcome.tally.ended.items()):
-        yield f"  {how}: {number:,}"
-    peak = outcome.replaced_peak_bytes / MIB
-    yield f"{outcome.replaced} workers were replaced, none of which held more than {peak:.0f} MiB"
-    for pid, memory in sorted(outcome.memory.items()):
-        held = f"{memory.before_bytes / MIB:.1f} MiB at first, {memory.after_bytes / MIB:.1f} at last"
-        yield f"worker {pid}: {held}; {memory.line}"
-    problems = outcome.problems
-    yield "Nothing was lost, nothing leaked." if not problems else "NOT CLEAN:"
-    yield from problems
+    def _lines(self) -> Iterator[str]:
+        yield f"seed {self.seed}, {self.seconds / 60:.1f} minutes, {self.reloads} reloads, {self.edits} edits"
+        yield f"{sum(self.tally.ended.values()):,} calls; the origin was asked {self.origin['asked']:,} times"
+        for how, number in sorted(self.tally.ended.items()):
+            yield f"  {how}: {number:,}"
+        peak = self.replaced_peak_bytes / MIB
+        yield f"{self.replaced} workers were replaced, none of which held more than {peak:.0f} MiB"
+        for pid, memory in sorted(self.memory.items()):
+            held = f"{memory.before_bytes / MIB:.1f} MiB at first, {memory.after_bytes / MIB:.1f} at last"
+            yield f"worker {pid}: {held}; {memory.line}"
