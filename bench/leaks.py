@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 MIB = 1 << 20
 MOST_POINTS = 2048
 """Kept of one worker. At twice as many every second one goes, so a run may last as long as it likes."""
-SHORTEST_LINE_SECONDS = 60.0
+SHORTEST_LINE_SECONDS = 30.0
 MOST_BYTES_PER_MINUTE = 1 * MIB
 TELLING_RISE_BYTES = 8 * MIB
 
@@ -43,11 +43,15 @@ class Line:
         return self.bytes_per_minute * self.span_seconds / 60
 
     @property
+    def is_told(self) -> bool:
+        return self.span_seconds >= SHORTEST_LINE_SECONDS
+
+    @property
     def is_leak(self) -> bool:
-        return self.bytes_per_minute > MOST_BYTES_PER_MINUTE and self.rise_bytes > TELLING_RISE_BYTES
+        return self.is_told and self.bytes_per_minute > MOST_BYTES_PER_MINUTE and self.rise_bytes > TELLING_RISE_BYTES
 
     def __str__(self) -> str:
-        if self.span_seconds < SHORTEST_LINE_SECONDS:
+        if not self.is_told:
             return f"no line: {self.span_seconds:.0f} s are too short"
         return (
             f"{self.bytes_per_minute / MIB:+.3f} MiB a minute over {self.span_seconds:.0f} s"

@@ -24,10 +24,12 @@ from bench.leaks import MIB
 from bench.origin import answers, free_port
 from bench.processes import Failed, Server, raise_open_files_limit
 from bench.proofs import prove, say
-from bench.relays import SPARE, one_worker, run_module
+from bench.relays import one_worker, run_module
 from bench.transfers import BEAT_SECONDS, close_streams, fetch, open_streams
 
 WANTED_OPEN_FILES = 65_536
+BESIDE_FILES = 100
+"""Descriptors of the relay beside those of streams."""
 STREAMS_OF_A_CALLER = 5_000
 BEFORE_SECONDS = 10.0
 PROBE_EVERY_SECONDS = 0.05
@@ -116,10 +118,11 @@ class Outcome:
 def hold(streams: int, seconds: float, folder: Path) -> Outcome:
     """Raises Failed when it cannot be done."""
     open_files = raise_open_files_limit(WANTED_OPEN_FILES)
-    if open_files < 2 * (streams + SPARE):
+    needed = 2 * streams + BESIDE_FILES
+    if open_files < needed:
         raise Failed(
-            f"{open_files:,} open files are allowed and {2 * (streams + SPARE):,} are needed: run as root, raise"
-            " `ulimit -Hn`, or ask for fewer streams"
+            f"{open_files:,} open files are allowed and {needed:,} are needed: run as root, raise `ulimit -Hn`, or ask"
+            f" for {(open_files - BESIDE_FILES) // 2:,} streams"
         )
     port_of_origin = free_port()
     with (
