@@ -51,9 +51,9 @@ def add(slug, url, access="anyone", **fields):
     assignments = [word for name, value in fields.items() for word in ("--set", f"{{name}}={{value}}")]
     call_command("upstreams", "add", slug, url, "--access", access, "--allow-network", "127.0.0.0/8", *assignments)
 for slug in ("open", "switched"):
-    add(slug, "{origin}", keepalive_seconds=2)
-add("guarded", "{origin}", access="key", keepalive_seconds=2)
-add("bad", "{origin}", keepalive_seconds=2, head_timeout_seconds=1)
+    add(slug, "{origin}", keepalive_seconds=1)
+add("guarded", "{origin}", access="key", keepalive_seconds=1)
+add("bad", "{origin}", keepalive_seconds=1, head_timeout_seconds=1)
 add("away", "http://127.0.0.1:{nowhere}")
 for slug in ("bad", "away"):
     row = Upstream.objects.get(slug=slug)
