@@ -2,9 +2,10 @@
 
 Theory of operation. A relay that was asked for a while and is left alone holds what it held at rest before: as many
 descriptors of each kind, the same tasks, no slot, no exchange, no connection. So rest is compared with rest, number
-by number, and one more is a leak. Memory has no such rest, for heaps fragment: there the line counts, by least squares
-over one worker's samples once it is warm. A line must rise by `TELLING_RISE_BYTES` over its span to be called a leak
-at all, or a short span would make noise a slope.
+by number, and one more is a leak. Memory has no such rest: a worker keeps what was in use at once at its fullest
+moment (`config.gunicorn.keep_freed_memory`), so it grows in steps, ever rarer. There the line counts, by least squares
+over one worker's samples once it is warm. A leak rises by `TELLING_RISE_BYTES` in all, and steeply in the later half of
+the line as in the earlier. A step does not.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from dataclasses import dataclass, field
 MIB = 1 << 20
 MOST_POINTS = 2048
 """Kept of one worker. At twice as many every second one goes, so a run may last as long as it likes."""
-SHORTEST_LINE_SECONDS = 30.0
+CURVE_POINTS = 12
+SHORTEST_LINE_SECONDS = 60.0
 MOST_BYTES_PER_MINUTE = 1 * MIB
 TELLING_RISE_BYTES = 8 * MIB
 
@@ -47,8 +49,8 @@ class Line:
         return self.span_seconds >= SHORTEST_LINE_SECONDS
 
     @property
-    def is_leak(self) -> bool:
-        return self.is_told and self.bytes_per_minute > MOST_BYTES_PER_MINUTE and self.rise_bytes > TELLING_RISE_BYTES
+    def is_steep(self) -> bool:
+        return self.bytes_per_minute > MOST_BYTES_PER_MINUTE
 
     def __str__(self) -> str:
         if not self.is_told:
@@ -69,6 +71,29 @@ def line_through(points: Sequence[tuple[float, float]]) -> Line:
     along = sum((at - middle_at) * (value - middle) for at, value in points)
     span = points[-1][0] - points[0][0]
     return Line(60 * along / across if across else 0.0, span, len(points))
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """One worker's memory: the line through it, through the halves of that time, and all of its life in MiB."""
+
+    whole: Line
+    earlier: Line
+    later: Line
+    curve: list[float] = field(default_factory=list)
+
+    @property
+    def is_leak(self) -> bool:
+        rises = self.whole.is_told and self.whole.rise_bytes > TELLING_RISE_BYTES
+        return rises and all(line.is_steep for line in (self.whole, self.earlier, self.later))
+
+    def __str__(self) -> str:
+        if not self.whole.is_told:
+            return str(self.whole)
+        halves = (
+            f"{self.earlier.bytes_per_minute / MIB:+.2f} in its earlier half, {self.later.bytes_per_minute / MIB:+.2f}"
+        )
+        return f"{self.whole}; {halves} in its later"
 
 
 @dataclass(slots=True)
@@ -96,8 +121,16 @@ class Track:
             del self.points[::2]
             self._stride *= 2
 
-    def line(self, *, since: float, until: float) -> Line:
-        return line_through([point for point in self.points if since <= point[0] <= until])
+    def growth(self, *, since: float, until: float) -> Growth:
+        points = [point for point in self.points if since <= point[0] <= until]
+        middle = len(points) // 2
+        stride = max(1, len(self.points) // CURVE_POINTS)
+        return Growth(
+            whole=line_through(points),
+            earlier=line_through(points[:middle]),
+            later=line_through(points[middle:]),
+            curve=[round(value / MIB, 1) for _, value in self.points[::stride]],
+        )
 
 
 def most_held(samples: Iterable[Sample]) -> dict[str, int]:

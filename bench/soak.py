@@ -29,7 +29,7 @@ from bench.origin import free_port
 from bench.processes import Failed, Server, raise_open_files_limit
 from bench.proofs import prove, say
 from bench.relays import Installation, run_module, serving, told_url
-from bench.soak_report import Memory, Outcome
+from bench.soak_report import Outcome
 from bench.traffic import Course, Tally
 
 SAMPLE_SECONDS = 1.0
@@ -136,12 +136,7 @@ def soak(plan: Plan) -> Outcome:
             _, more = _let_rest(relay, before)
             quiet = plan.seconds / 2 * (1 - WARM_SHARE)
             memory = {
-                pid: Memory(
-                    track.line(since=traffic_over - quiet, until=traffic_over),
-                    before_bytes=int(track.points[0][1]),
-                    after_bytes=int(track.points[-1][1]),
-                )
-                for pid, track in relay.tracks.items()
+                pid: track.growth(since=traffic_over - quiet, until=traffic_over) for pid, track in relay.tracks.items()
             }
             outcome = Outcome(
                 seed=plan.seed,

@@ -6,17 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from bench.leaks import MIB, Line
+from bench.leaks import MIB, Growth
 from bench.traffic import Tally
-
-
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """One worker's that lived to the end: its line without reloads, and what it held first and last."""
-
-    line: Line
-    before_bytes: int
-    after_bytes: int
 
 
 @dataclass(slots=True)
@@ -30,7 +21,8 @@ class Outcome:
     left_over: dict[str, int]
     strays: int
     """Processes that a reload should have ended."""
-    memory: dict[int, Memory]
+    memory: dict[int, Growth]
+    """By process id, of workers that lived to the end."""
     reloads: int
     edits: int
     replaced: int
@@ -54,9 +46,9 @@ class Outcome:
             yield f"leaked: {number} more of {what}"
         if self.strays:
             yield f"leaked: {self.strays} processes that a reload should have ended"
-        for pid, memory in self.memory.items():
-            if memory.line.is_leak:
-                yield f"leaked: memory of worker {pid}, {memory.line}"
+        for pid, growth in self.memory.items():
+            if growth.is_leak:
+                yield f"leaked: memory of worker {pid}, {growth}"
         for met in self.origin["met"]:
             yield f"the origin met {met}"
         for line in self.troubles:
@@ -74,6 +66,6 @@ class Outcome:
             yield f"  {how}: {number:,}"
         peak = self.replaced_peak_bytes / MIB
         yield f"{self.replaced} workers were replaced, none of which held more than {peak:.0f} MiB"
-        for pid, memory in sorted(self.memory.items()):
-            held = f"{memory.before_bytes / MIB:.1f} MiB at first, {memory.after_bytes / MIB:.1f} at last"
-            yield f"worker {pid}: {held}; {memory.line}"
+        for pid, growth in sorted(self.memory.items()):
+            yield f"worker {pid}: {growth}"
+            yield f"  MiB over its life: {' '.join(map(str, growth.curve))}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bench import leaks
-from bench.leaks import MIB, Line, Sample, Track, left_over, line_through, most_held
+from bench.leaks import MIB, Growth, Line, Sample, Track, left_over, line_through, most_held
 
 
 def sample(at: float, rss_bytes: int = 0, **held: int) -> Sample:
@@ -29,19 +29,30 @@ def test_less_than_two_moments_have_a_flat_line(points: list[tuple[float, float]
     assert line_through(points).bytes_per_minute == 0
 
 
+def grown(*, seconds: int, **curve: float) -> Growth:
+    """Over time by `linear` MiB a minute and a `step` in MiB in the middle."""
+    track = Track()
+    for second in range(seconds + 1):
+        mib = 100 + curve.get("linear", 0) * second / 60 + (curve.get("step", 0) if second > seconds / 2 else 0)
+        track.add(sample(second, int(mib * MIB)))
+    return track.growth(since=0, until=seconds)
+
+
 @pytest.mark.parametrize(
-    ("line", "is_leak"),
+    ("growth", "is_leak"),
     [
-        (Line(2 * MIB, 300, 300), True),
-        (Line(0.9 * MIB, 3000, 3000), False),
-        (Line(2 * MIB, 200, 200), False),
-        (Line(100 * MIB, 20, 20), False),
-        (Line(-2 * MIB, 300, 300), False),
+        (grown(seconds=300, linear=2), True),
+        (grown(seconds=300, linear=0.9), False),
+        (grown(seconds=200, linear=2), False),
+        (grown(seconds=50, linear=100), False),
+        (grown(seconds=300, linear=-2), False),
+        (grown(seconds=300, step=30), False),
+        (grown(seconds=300, linear=2, step=30), True),
     ],
-    ids=["steep and long", "not steep", "not risen enough", "too short to tell", "falling"],
+    ids=["steady", "not steep", "not risen enough", "too short to tell", "falling", "a step", "a step in a leak"],
 )
-def test_a_line_is_a_leak_when_it_is_steep_and_rises_far_enough(line: Line, is_leak: bool) -> None:
-    assert line.is_leak is is_leak
+def test_what_rises_steeply_steadily_and_far_enough_is_a_leak(growth: Growth, is_leak: bool) -> None:
+    assert growth.is_leak is is_leak
 
 
 def test_a_short_line_is_not_told() -> None:
@@ -54,7 +65,7 @@ def test_a_track_is_bounded_and_keeps_its_whole_time(monkeypatch: pytest.MonkeyP
     for second in range(1000):
         track.add(sample(second, 60 * second))
         assert len(track.points) < 8
-    line = track.line(since=100, until=1000)
+    line = track.growth(since=100, until=1000).whole
     assert line.bytes_per_minute == pytest.approx(3600)
     assert line.span_seconds > 400
     assert track.peak_bytes == 60 * 999
@@ -71,8 +82,8 @@ def test_a_line_is_of_its_time_alone() -> None:
     track = Track()
     for second in range(100):
         track.add(sample(second, 0 if second < 50 else 600 * (second - 50)))
-    assert track.line(since=0, until=49).bytes_per_minute == 0
-    assert track.line(since=50, until=99).bytes_per_minute == pytest.approx(36_000)
+    assert track.growth(since=0, until=49).whole.bytes_per_minute == 0
+    assert track.growth(since=50, until=99).whole.bytes_per_minute == pytest.approx(36_000)
 
 
 def test_what_is_held_beyond_is_left_over_also_what_was_not_held_at_all() -> None:

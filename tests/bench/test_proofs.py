@@ -8,13 +8,18 @@ from typing import Any
 import pytest
 
 from bench import proofs, slow_readers, streams
-from bench.leaks import MIB, Line
+from bench.leaks import MIB, Growth, Line
 from bench.processes import Failed
 from bench.proofs import prove
 from bench.soak import Plan, soak
-from bench.soak_report import Memory, Outcome
+from bench.soak_report import Outcome
 from bench.streams import Held, Times
 from bench.traffic import KINDS, Tally
+
+
+def growth_by(bytes_per_minute: float) -> Growth:
+    line = Line(bytes_per_minute, 300, 300)
+    return Growth(line, line, line)
 
 
 def outcome(**fields: Any) -> Outcome:
@@ -26,7 +31,7 @@ def outcome(**fields: Any) -> Outcome:
         "warm_up": Tally({"small: right": 1}),
         "left_over": {},
         "strays": 0,
-        "memory": {7: Memory(Line(0.1 * MIB, 300, 300), 100 * MIB, 101 * MIB)},
+        "memory": {7: growth_by(0.1 * MIB)},
         "reloads": 1,
         "edits": 1,
         "replaced": 2,
@@ -53,7 +58,7 @@ def test_a_soak_that_found_nothing_is_clean() -> None:
         ({"left_over": {"descriptors: socket": 3}}, "leaked: 3 more of descriptors: socket"),
         ({"left_over": {"tasks: exchange": 1}}, "leaked: 1 more of tasks: exchange"),
         ({"strays": 1}, "leaked: 1 processes"),
-        ({"memory": {7: Memory(Line(5 * MIB, 300, 300), 0, 0)}}, "leaked: memory of worker 7"),
+        ({"memory": {7: growth_by(5 * MIB)}}, "leaked: memory of worker 7"),
         ({"troubles": ["Traceback (most recent call last):"]}, "logged: Traceback"),
         ({"origin": {"asked": 1, "met": ["MalformedRequest: two framings"]}}, "the origin met MalformedRequest"),
         ({"tally": Tally()}, "no traffic"),
