@@ -153,7 +153,7 @@ async def small(course: Course, draw: Draw, tally: Tally) -> None:
                 try:
                     answer = await caller.get(b"/relay/open/counted/%d" % size)
                 except (ConnectionError, asyncio.IncompleteReadError) as failure:
-                    if not served or getattr(failure, "partial", b""):
+                    if not served or getattr(failure, "partial", False):
                         raise
                     tally.add("small", "asked anew, for its idle connection was closed")
                     break

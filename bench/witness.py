@@ -50,7 +50,7 @@ def _descriptors() -> Counter[str]:
 
 
 def _tasks() -> Counter[str]:
-    return Counter(f"tasks: {task.get_coro().__qualname__}" for task in asyncio.all_tasks())
+    return Counter(f"tasks: {getattr(task.get_coro(), '__qualname__', '?')}" for task in asyncio.all_tasks())
 
 
 def _exchanges() -> dict[str, int]:
