@@ -27,6 +27,8 @@ class Outcome:
     edits: int
     replaced: int
     replaced_peak_bytes: int
+    died: int = 0
+    """Workers that ended though no reload told them to."""
     troubles: list[str] = field(default_factory=list)
     """Errors in the relay's log."""
     origin: dict[str, Any] = field(default_factory=lambda: {"asked": 0, "met": []})
@@ -46,6 +48,8 @@ class Outcome:
             yield f"leaked: {number} more of {what}"
         if self.strays:
             yield f"leaked: {self.strays} processes that a reload should have ended"
+        if self.died:
+            yield f"died: {self.died} workers that no reload had told to end"
         for pid, growth in self.memory.items():
             if growth.is_leak:
                 yield f"leaked: memory of worker {pid}, {growth}"

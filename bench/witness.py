@@ -57,12 +57,12 @@ def _exchanges() -> dict[str, int]:
     transport: Any = None if client_room.client is None else client_room.client.transport
     pools = [] if transport is None else list(transport.pools())
     return {
-        "slots": bulkheads.slots.total(),
-        "callers in queues": sum(bulkheads.queued().values()),
-        "admissions": underway.count(),
-        "exchanges": sum(pool.exchanges for pool in pools),
-        "callers waiting for a connection": sum(pool.waiting for pool in pools),
-        "connections to upstreams": sum(pool.open_connections for pool in pools),
+        "exchanges: slots": bulkheads.slots.total(),
+        "exchanges: callers in queues": sum(bulkheads.queued().values()),
+        "exchanges: admissions": underway.count(),
+        "exchanges: open": sum(pool.exchanges for pool in pools),
+        "exchanges: callers waiting for a connection": sum(pool.waiting for pool in pools),
+        "exchanges: connections to upstreams": sum(pool.open_connections for pool in pools),
     }
 
 

@@ -58,12 +58,24 @@ def test_a_soak_that_found_nothing_is_clean() -> None:
         ({"left_over": {"descriptors: socket": 3}}, "leaked: 3 more of descriptors: socket"),
         ({"left_over": {"tasks: exchange": 1}}, "leaked: 1 more of tasks: exchange"),
         ({"strays": 1}, "leaked: 1 processes"),
+        ({"died": 1}, "died: 1 workers"),
         ({"memory": {7: growth_by(5 * MIB)}}, "leaked: memory of worker 7"),
         ({"troubles": ["Traceback (most recent call last):"]}, "logged: Traceback"),
         ({"origin": {"asked": 1, "met": ["MalformedRequest: two framings"]}}, "the origin met MalformedRequest"),
         ({"tally": Tally()}, "no traffic"),
     ],
-    ids=["lost", "lost early", "sockets", "tasks", "processes", "memory", "logged", "malformed", "nothing tried"],
+    ids=[
+        "lost",
+        "lost early",
+        "sockets",
+        "tasks",
+        "processes",
+        "crashed",
+        "memory",
+        "logged",
+        "malformed",
+        "nothing tried",
+    ],
 )
 def test_a_soak_tells_what_was_lost_or_leaked(fields: dict[str, Any], told: str) -> None:
     assert told in "\n".join(outcome(**fields).problems)
