@@ -123,10 +123,7 @@ async def call_once(kind: Kind, course: Course, draw: Draw, tally: Tally) -> Non
             await kind.call(course, draw, tally)
     except Wrong as wrong:
         tally.lose(kind.name, str(wrong))
-    except (
-        OSError,
-        EOFError,
-    ) as failure:  # a deadline's TimeoutError is an OSError, an IncompleteReadError an EOFError
+    except Exception as failure:  # resets, early ends, deadlines, and what no parser takes
         if giving_up.expired():
             tally.add(kind.name, "given up by its caller")
         else:
@@ -208,8 +205,10 @@ async def upload(course: Course, draw: Draw, tally: Tally) -> None:
     async with calling(course) as caller:
         method = draw.choice((b"PUT", b"POST"))
         answer = await caller.get(b"/relay/open/echo", method=method, body=draw.choice((body, pieces)))
-    if answer.status != 200 or json.loads(answer.data)["body_sha256"] != patterned_sha256(size):
-        raise Wrong(f"answered with {answer.status}, or told of another body")
+    if answer.status != 200 or not answer.body.ended.cleanly:
+        raise Wrong(f"answered with {answer.status}, which ended {answer.body.ended}")
+    if json.loads(answer.data)["body_sha256"] != patterned_sha256(size):
+        raise Wrong("the origin was sent another body")
 
 
 async def events(course: Course, draw: Draw, tally: Tally) -> None:

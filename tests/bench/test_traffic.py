@@ -62,13 +62,13 @@ async def test_a_good_answer_is_right(kind: str, origin: Origin, monkeypatch: py
     ("answer", "told"),
     [
         (reply(503, body=b"full"), "503"),
-        (reply(200, body=b"another"), "another body"),
+        (reply(200, body=b'{"body_sha256": "another"}'), "another body"),
         (truncate(1_000_000, 10), "TRUNCATED"),
         (truncate(1_000_000, 10, then="reset"), "RESET"),
     ],
     ids=["refused", "another body", "cut", "reset"],
 )
-@pytest.mark.parametrize("kind", ["keyed", "download", "drip", "events"])
+@pytest.mark.parametrize("kind", ["keyed", "download", "drip", "events", "upload"])
 async def test_any_other_answer_of_a_good_one_is_lost(kind: str, answer: Any, told: str, origin: Origin) -> None:
     origin.otherwise(answer)
     tally = await called(kind, origin)
@@ -78,6 +78,11 @@ async def test_any_other_answer_of_a_good_one_is_lost(kind: str, answer: Any, to
 
 async def test_a_connection_that_ends_before_its_answer_is_lost(origin: Origin) -> None:
     origin.otherwise(script_of(b"/reset"))
+    assert (await called("keyed", origin)).lost == 1
+
+
+async def test_what_is_no_http_is_lost(origin: Origin) -> None:
+    origin.otherwise(script_of(b"/garbage"))
     assert (await called("keyed", origin)).lost == 1
 
 
