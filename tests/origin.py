@@ -351,6 +351,11 @@ class Origin:
             with contextlib.suppress(OSError):
                 await connection.writer.wait_closed()
 
+    def _note(self, exchange: Exchange) -> None:
+        self.requests.append(exchange.head)
+        self.exchanges.append(exchange)
+        self._unseen.put_nowait(exchange)
+
     async def _answer_one(self, connection: Connection) -> bool:
         """Reads a head, runs its script; tells whether the connection may carry another request."""
         try:
@@ -358,10 +363,8 @@ class Origin:
         except asyncio.IncompleteReadError:
             return False
         head = parse_head(raw_head, connection=connection.number, server_name=connection.server_name)
-        self.requests.append(head)
         exchange = Exchange(connection, head)
-        self.exchanges.append(exchange)
-        self._unseen.put_nowait(exchange)
+        self._note(exchange)
         await self._scripts.get(head.path, self._otherwise)(exchange)
         if connection.writer.is_closing():
             return False
