@@ -44,9 +44,9 @@ from relay.errors import (
 from relay.serving import door, status
 from relay.serving.asgi import DISCONNECT, EARLY_HINT, SENT_TARGET, TRAILERS
 from relay.serving.cycle import RelayCycle
-from relay.serving.intake import Intake
 from relay.upstreams import backlog
 from relay.upstreams.connection import reset
+from relay.upstreams.intake import Intake
 
 LONGEST_METHOD = 64
 KNOWN_METHODS = frozenset(
@@ -70,8 +70,8 @@ BETWEEN, HEAD, BODY = range(3)
 MOST_WAITING = 32
 """Pipelined requests of a connection that wait for those before them."""
 
-WRITE_BUFFER_BYTES = 0
-"""What may wait in the transport, beyond the kernel's buffers, before an answer's next piece is asked for."""
+WRITE_BUFFER_BYTES = 32 * 1024
+"""Bound of what waits in the transport before an answer's next piece is asked for. One piece may go over it."""
 
 LINGER_SECONDS = 1.0
 """How long an idle connection stays open for a last request when another worker has this one's place."""
@@ -427,7 +427,7 @@ class RelayProtocol(HttpToolsProtocol):
         if cycle is None or self._upgrading:
             return
         if cycle.response_complete:
-            self._watch_idleness()
+            # The rest of it has the keep-alive time, which began with the answer's end: nobody drips for ever.
             return
         if not backlog.is_ample():
             self.flow.pause_reading()

@@ -25,8 +25,9 @@ from typing import TYPE_CHECKING
 
 import httpx
 
-from relay.upstreams import backlog, faults
+from relay.upstreams import faults
 from relay.upstreams.answers import AnswerReader, Framing
+from relay.upstreams.intake import Intake
 from relay.upstreams.silence import Silence
 from relay.upstreams.states import Event, Standing, Theirs
 
@@ -52,7 +53,7 @@ def reset(transport: asyncio.Transport) -> None:
     transport.abort()
 
 
-class Connection(asyncio.BufferedProtocol):
+class Connection(asyncio.Protocol):
     """Made by a dialer, kept by a pool. Belongs to one event loop."""
 
     __slots__ = (
@@ -61,9 +62,12 @@ class Connection(asyncio.BufferedProtocol):
         "_on_free",
         "_on_lost",
         "_reader",
+        "_reads_small",
         "_room",
+        "address",
         "has_ended",
         "has_served",
+        "is_left",
         "is_lost",
         "silence",
         "standing",
@@ -83,8 +87,13 @@ class Connection(asyncio.BufferedProtocol):
         self.has_ended = False
         """After a switch of protocols: we send no more."""
         self.is_lost = False
+        self.address = ""
+        """Of the other end."""
+        self.is_left = False
+        """The name leads elsewhere by now: it serves no further exchange."""
         self._reader = AnswerReader()
         self._is_reading = True
+        self._reads_small = False
         self._room: asyncio.Future[None] | None = None
         """What `send` waits for while the write buffer is full."""
         self._on_free: Callable[[Connection], None] = _ignore
@@ -134,6 +143,12 @@ class Connection(asyncio.BufferedProtocol):
         if self._is_reading and self.transport is not None and not self.is_lost:
             self._is_reading = False
             self.transport.pause_reading()
+
+    def read_small(self) -> None:
+        """From the next read on, read no more at once than bodies leave room for."""
+        if not self._reads_small and self.transport is not None and not self.is_lost:
+            self._reads_small = True
+            self.transport.set_protocol(Intake(self))
 
     def resume(self) -> None:
         if not self._is_reading and self.transport is not None and not self.is_lost:
@@ -193,14 +208,7 @@ class Connection(asyncio.BufferedProtocol):
         self.transport = transport  # type: ignore[assignment]  # dialers make stream transports
         self.transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)  # type: ignore[union-attr]
 
-    def get_buffer(self, sizehint: int) -> memoryview:
-        return backlog.read_buffer.room()
-
-    def buffer_updated(self, nbytes: int) -> None:
-        self.data_received(bytes(backlog.read_buffer.large[:nbytes]))
-
     def data_received(self, data: bytes) -> None:
-        """What was read, wherever to."""
         wire = self.wire
         if wire is None:
             self.abort()
