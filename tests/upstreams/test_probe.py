@@ -27,9 +27,9 @@ def upstream(port: int, **fields: Any) -> Upstream:
     return Upstream(slug="a", port=port, **(known | {"authority": f"{host}:{port}".encode()} | fields))
 
 
-async def steps_of(item: Upstream, target: bytes = b"/") -> dict[str, Step]:
+async def steps_of(item: Upstream, path: bytes = b"/") -> dict[str, Step]:
     async with asyncio.timeout(10):
-        return {step.name: step for step in await probe(item, target=target)}
+        return {step.name: step for step in await probe(item, item.targets[0], path=path)}
 
 
 def failed(steps: dict[str, Step]) -> tuple[str, str]:
