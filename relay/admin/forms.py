@@ -45,7 +45,7 @@ class UpstreamForm(_UpstreamForm):
             "head_timeout_seconds": "Start of the answer (seconds)",
             "idle_timeout_seconds": "Silence (seconds)",
             "total_timeout_seconds": "Whole exchange (seconds)",
-            "balancing": "Balance",
+            "balancing": "Chosen target",
             "balancing_header": "Request header",
             "max_retries": "Retries of a request",
             "retry_percent": "Retries among all requests (percent)",

@@ -166,7 +166,7 @@ class UpstreamAdmin(Switches, _ModelAdmin):
                 )
             },
         ),
-        ("Targets", {"fields": ("balancing", "balancing_header")}),
+        ("Balancing", {"fields": ("balancing", "balancing_header")}),
         (
             "Failures",
             {
