@@ -130,3 +130,9 @@ class TargetFormSet(_TargetFormSet):
             if address in seen and not form.errors:
                 form.add_error("address", LISTED_ALREADY)
             seen.add(address)
+            # Rows are saved one after the other, in their order.
+            if not form.errors and any(
+                other.instance.pk != form.instance.pk and other.initial.get("address") == address
+                for other in (self.initial_forms if form in self.initial_forms else ())
+            ):
+                form.add_error("address", "Another target has this address until it is saved: change that one first.")
