@@ -146,7 +146,7 @@ def test_targets_that_swap_their_addresses_do_so_in_two_steps(admin_client: Clie
     assert [list(row) for row in rows] == [["address"], ["address"], []]
     form = filled_form(spread) | {"targets-0-address": "c.example", "targets-2-DELETE": "on"}
     rows, _ = errors(admin_client.post(change_url(spread), form))
-    assert [list(row) for row in rows] == [["address"], [], []]
+    assert [list(row) for row in rows] == [["address"], []]
     assert targets(spread)[0] == ("10.0.0.1", 1, True, False)
 
 
@@ -225,7 +225,7 @@ def test_the_list_tells_how_many_targets_there_are_and_finds_them(
     admin_client: Client, spread: Upstream, billing: Upstream
 ) -> None:
     page = admin_client.get("/admin/relay/upstream/").content.decode()
-    assert re.findall(r"\d targets?\b[^<]*", page) == ["3 targets"], "of the one that has none, nothing is said"
+    assert re.findall(r"\d targets?\b", page) == ["3 targets"], "of the one that has none, nothing is said"
     Target.objects.filter(address="c.example").update(enabled=False)
     assert "3 targets, 1 switched off" in admin_client.get("/admin/relay/upstream/").content.decode()
     Target.objects.exclude(address="c.example").delete()
