@@ -378,6 +378,7 @@ def test_a_check_for_a_text_takes_an_answer_with_a_body() -> None:
         (["10.0.0.1", "[fd00::1]", "10.0.0.2"], {}, "10.0.0.1, fd00::1, 10.0.0.2 are not public addresses"),
         (["10.0.0.1", "b.example"], {}, "10.0.0.1 is not a public address"),
         (["a.example:443", "a.example"], {}, "a.example:443 and a.example are the same place"),
+        (["a.example", "b.example"], {"max_connections": 1, "max_concurrent": 3}, "Only 2 of 3"),
         (["a.example"], {"check_path": "/x"}, "Its health checks only inform"),
         ([], {"check_path": "/x"}, "Its health checks only inform"),
     ],

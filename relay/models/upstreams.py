@@ -279,7 +279,7 @@ class Upstream(Recorded):
     max_connections = models.PositiveIntegerField(
         default=1024,
         validators=_connections,
-        help_text="Connections to the upstream, per worker. Exchanges over it wait for a free one.",
+        help_text="Connections to each target, per worker. Exchanges over it wait for a free one.",
     )
     keepalive_seconds = models.FloatField(
         default=20.0,
@@ -521,9 +521,10 @@ class Upstream(Recorded):
             )
         if base.scheme == "https" and not self.verify_tls:
             found.append("TLS verification is off: whoever sits on the way can read and change all traffic.")
-        if self.max_connections < self.max_concurrent:
+        connections = self.max_connections * max(1, len(seen))
+        if connections < self.max_concurrent:
             found.append(
-                f"Only {self.max_connections} of {self.max_concurrent} concurrent exchanges can have a connection; "
+                f"Only {connections} of {self.max_concurrent} concurrent exchanges can have a connection; "
                 "the others wait for the connect time-out."
             )
         unconfirmed = [

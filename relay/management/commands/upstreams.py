@@ -166,7 +166,9 @@ class Command(AuthoredCommand):
             "check", self.check_upstream, "Try each target of an upstream step by step; exit code 1 when a step fails."
         )
         check.add_argument("slug", metavar="SLUG")
-        check.add_argument("--path", metavar="PATH", default="", help="what to ask for under the base URL, such as /status?full=1")
+        check.add_argument(
+            "--path", metavar="PATH", default="", help="what to ask for under the base URL, such as /status?full=1"
+        )
         for sub in (add, change, show, listing, check):
             sub.add_argument("--json", action="store_true", dest="as_json", help="print JSON")
         for name, act, text in (
