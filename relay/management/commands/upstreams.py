@@ -15,17 +15,19 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from django.core.exceptions import NON_FIELD_ERRORS, ValidationError
+from django.core.exceptions import ValidationError
 from django.core.management.base import CommandError, OutputWrapper
 from django.db import Error, models, transaction
 from django.utils import timezone
 
 from relay.catalog import credentials, loader
 from relay.errors import PathRefused
+from relay.management import targets
 from relay.management.authored import AuthoredCommand
-from relay.models import Access, CredentialKind, HeaderRule, Target, Upstream, usage
+from relay.management.problems import sentences
+from relay.models import Access, CredentialKind, HeaderRule, Upstream, usage
 from relay.rules.paths import check_path, join_target
-from relay.rules.urls import parse_address, parse_proxy_url
+from relay.rules.urls import parse_proxy_url
 from relay.upstreams.probe import Step, probe_all
 
 FIELDS = (
@@ -93,13 +95,6 @@ HIDDEN = "(hidden)"
 _TRUE = frozenset({"true", "yes", "on", "1"})
 _FALSE = frozenset({"false", "no", "off", "0"})
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
-_TARGET_WORDS: Mapping[str, tuple[str, bool]] = {
-    "on": ("enabled", True),
-    "off": ("enabled", False),
-    "backup": ("backup", True),
-    "ordinary": ("backup", False),
-}
-_TARGET_FORM = "write ADDRESS, and after it, if you like, ,weight=N and ,backup or ,ordinary and ,on or ,off"
 _HEADER_FORM = "write SIDE:ACTION:NAME=VALUE, such as request:set:User-Agent=relay, or response:remove:Server"
 
 
@@ -154,7 +149,7 @@ class Command(AuthoredCommand):
             sub.add_argument(
                 "--target",
                 metavar="ADDRESS[,weight=N][,backup|,ordinary][,on|,off]",
-                dest="targets",
+                dest="target_texts",
                 action="append",
                 default=[],
                 help="a target; repeatable. In `set` it adds one, or changes what it says of the one with that address",
@@ -197,7 +192,7 @@ class Command(AuthoredCommand):
         allow_network: list[str],
         assignments: list[str],
         headers: list[str],
-        targets: list[str],
+        target_texts: list[str],
         as_json: bool,
         **_: Any,
     ) -> None:
@@ -208,11 +203,11 @@ class Command(AuthoredCommand):
         row.allowed_networks = "\n".join([row.allowed_networks, *allow_network]).strip()
         if Upstream.objects.filter(slug=slug).exists():
             raise CommandError(f"There is an upstream {slug} already: change it with `upstreams set {slug}`.")
-        rules, places = _header_rules(headers), _places(targets)
+        rules, places = _header_rules(headers), targets.read(target_texts)
         with transaction.atomic():
             row.save()
             _save_rules(row, rules)
-            _save_targets(row, places)
+            targets.save(row, places)
         self._written(row, "Registered", as_json=as_json)
         if row.access == Access.KEY:
             self.stderr.write(f"Callers need a key: issue one with `keys issue CONSUMER --upstream {row.slug}`.", str)
@@ -224,18 +219,18 @@ class Command(AuthoredCommand):
         assignments: list[str],
         headers: list[str],
         no_headers: bool,
-        targets: list[str],
+        target_texts: list[str],
         removed_targets: list[str],
         no_targets: bool,
         as_json: bool,
         **_: Any,
     ) -> None:
-        if not (assignments or headers or no_headers or targets or removed_targets or no_targets):
+        if not (assignments or headers or no_headers or target_texts or removed_targets or no_targets):
             raise CommandError(
                 "Say what to change: --set FIELD=VALUE, --header, --no-headers, --target, --remove-target or "
                 "--no-targets."
             )
-        rules, places = _header_rules(headers), _places(targets)
+        rules, places = _header_rules(headers), targets.read(target_texts)
         with transaction.atomic():
             row = find_one(slug)
             _assign(row, assignments)
@@ -250,8 +245,8 @@ class Command(AuthoredCommand):
             _save_rules(row, rules)
             if no_targets:
                 row.targets.all().delete()
-            _remove_targets(row, removed_targets)
-            _save_targets(row, places)
+            targets.remove(row, removed_targets)
+            targets.save(row, places)
         self._written(row, "Changed", as_json=as_json)
 
     def _written(self, row: Upstream, verb: str, *, as_json: bool) -> None:
@@ -279,7 +274,7 @@ class Command(AuthoredCommand):
                 row.base_url,
                 row.access,
                 "live" if row.enabled else "off",
-                _count_of_targets(row),
+                targets.count(row),
                 _local(row.changed_at),
             )
             for row in rows
@@ -297,11 +292,7 @@ class Command(AuthoredCommand):
             return
         lines = [("slug", row.slug), ("relay_path", row.relay_path)]
         lines += [(field, _in_words(field, value)) for field, value in _values(row).items()]
-        for target in row.targets.all():
-            words = [target.address, f"weight {target.weight}"]
-            words += ["backup"] if target.backup else []
-            words += [] if target.enabled else ["off"]
-            lines.append(("target", ", ".join(words)))
+        lines += [("target", line) for line in targets.lines(row)]
         for rule in row.header_rules.all():
             value = "" if rule.action == "remove" else f": {HIDDEN}"
             lines.append(("header rule", f"{rule.side} {rule.action} {rule.name}{value}"))
@@ -387,15 +378,7 @@ def document(row: Upstream) -> dict[str, Any]:
         "slug": row.slug,
         "relay_path": row.relay_path,
         **_values(row),
-        "targets": [
-            {
-                "address": target.address,
-                "weight": target.weight,
-                "enabled": target.enabled,
-                "backup": target.backup,
-            }
-            for target in row.targets.all()
-        ],
+        "targets": targets.documents(row),
         "header_rules": [
             {"side": rule.side, "action": rule.action, "name": rule.name} for rule in row.header_rules.all()
         ],
@@ -430,15 +413,6 @@ def _in_words(field: str, value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "" if value is None else str(value)
-
-
-def _count_of_targets(row: Upstream) -> str:
-    """How many are in use, and of how many where that is not the same; “-” where the base URL alone is."""
-    targets = row.targets.all()
-    used = sum(target.enabled for target in targets)
-    if not targets:
-        return "-"
-    return str(used) if used == len(targets) else f"{used}/{len(targets)}"
 
 
 def _report(slug: str, probed: Mapping[str, list[Step]]) -> dict[str, Any]:
@@ -539,51 +513,6 @@ def _save_rules(row: Upstream, rules: Iterable[HeaderRule]) -> None:
             raise CommandError("\n".join(f"--header {line}" for line in sentences(problem))) from None
 
 
-def _places(texts: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """By address in its canonical form: what `ADDRESS,...` texts say of a target."""
-    places: dict[str, dict[str, Any]] = {}
-    for text in texts:
-        address, *words = (part.strip() for part in text.split(","))
-        said = places.setdefault(_canonical(address, option="--target"), {})
-        for word in words:
-            name, equals, value = word.partition("=")
-            if name == "weight" and value.isascii() and value.isdigit():
-                said["weight"] = int(value)
-            elif not equals and name in _TARGET_WORDS:
-                field, on = _TARGET_WORDS[name]
-                said[field] = on
-            else:
-                raise CommandError(f"--target: {_TARGET_FORM}.")
-    return places
-
-
-def _canonical(address: str, *, option: str) -> str:
-    try:
-        return parse_address(address).text
-    except ValueError as problem:
-        raise CommandError(f"{option}: {problem}") from None
-
-
-def _save_targets(row: Upstream, places: Mapping[str, Mapping[str, Any]]) -> None:
-    known = {target.address: target for target in row.targets.all()}
-    for address, said in places.items():
-        target = known.get(address) or Target(upstream=row, address=address)
-        for field, value in said.items():
-            setattr(target, field, value)
-        try:
-            target.save()
-        except ValidationError as problem:
-            raise CommandError("\n".join(f"--target {line}" for line in sentences(problem))) from None
-
-
-def _remove_targets(row: Upstream, texts: Iterable[str]) -> None:
-    for text in texts:
-        address = _canonical(text, option="--remove-target")
-        if not row.targets.filter(address=address).delete()[0]:
-            there = ", ".join(row.targets.values_list("address", flat=True)) or "none"
-            raise CommandError(f"--remove-target: {row.slug} has no target {address}. It has {there}.")
-
-
 def _request_target(path: str, base_prefix: bytes) -> bytes:
     before, _, query = path.partition("?")
     try:
@@ -597,17 +526,6 @@ def _request_target(path: str, base_prefix: bytes) -> bytes:
             "--path: begin it with /, percent-encode what is not ASCII, and leave out dot segments and fragments."
         ) from None
     return join_target(base_prefix + raw, raw_query or None)
-
-
-def sentences(problem: ValidationError) -> list[str]:
-    """One line for each thing that is wrong, with its field."""
-    if not hasattr(problem, "error_dict"):
-        return problem.messages
-    return [
-        message if field == NON_FIELD_ERRORS else f"{field}: {message}"
-        for field, messages in problem.message_dict.items()
-        for message in messages
-    ]
 
 
 def _local(moment: Any) -> str:
