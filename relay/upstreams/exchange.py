@@ -291,11 +291,13 @@ _PASSING = (faults.PortClosed, faults.HungUp)
 
 _ERRORS: tuple[tuple[type[httpx.HTTPError], type[errors.RelayError]], ...] = (
     (faults.AddressRefused, errors.EgressRefused),
+    (faults.LedBack, errors.LoopDetected),
     (faults.NameUnresolved, errors.NameUnresolved),
     (faults.PortClosed, errors.ConnectionRefused),
     (faults.CertificateUntrusted, errors.CertificateRefused),
     (faults.HandshakeFailed, errors.TLSFailed),
     (faults.HeadTimeout, errors.HeadTimedOut),
+    (faults.UploadTooSlow, errors.UploadTooSlow),
     (faults.CallerStalled, errors.CallerTimedOut),
     (faults.HungUp, errors.UpstreamHungUp),
     (httpx.ConnectTimeout, errors.ConnectTimedOut),

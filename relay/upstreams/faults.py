@@ -46,6 +46,10 @@ class AddressRefused(httpx.ConnectError):
     """The egress guard refused an address the name resolved to, or the literal itself."""
 
 
+class LedBack(httpx.ConnectError):
+    """The address is one that the relay itself listens on."""
+
+
 class NameUnresolved(httpx.ConnectError):
     """DNS gave no address."""
 
@@ -72,3 +76,7 @@ class HeadTimeout(httpx.ReadTimeout):
 
 class CallerStalled(httpx.WriteTimeout):
     """The caller stopped sending its request body."""
+
+
+class UploadTooSlow(CallerStalled):
+    """The caller sends its request body below the rate that the upstream asks for."""

@@ -23,7 +23,7 @@ from relay.catalog import Target, Upstream
 from relay.rules import retries
 from relay.upstreams import faults, messages
 from relay.upstreams.connection import Connection
-from relay.upstreams.dialing import Dialer
+from relay.upstreams.dialing import Dialer, address_of
 from relay.upstreams.names import Names
 from relay.upstreams.wire import Wire
 
@@ -54,6 +54,8 @@ class Pool:
         self._open = 0
         self._connections: set[Connection] = set()
         """Those that were made and are not lost yet."""
+        self._look_at = 0.0
+        """When to ask what the name leads to by now."""
         self._expiry: asyncio.TimerHandle | None = None
         self._on_closed: Callable[[Pool], None] | None = None
         self._is_closed = False
@@ -119,6 +121,19 @@ class Pool:
     def waiting(self) -> int:
         return len(self._waiters)
 
+    # Where the name leads by now.
+
+    def _look_again(self) -> None:
+        """Leave connections to addresses that the name does not lead to any more: those that are idle are closed, those
+        in use when they are given back. While nothing is known, as when DNS fails, all stay."""
+        addresses, self._look_at = self._dialer.known_addresses()
+        if addresses is None:
+            return
+        for connection in list(self._connections):
+            connection.is_left = connection.address not in addresses
+            if connection.is_left and self._idle.pop(connection, None) is not None:
+                connection.close()
+
     # An exchange.
 
     async def send(self, request: httpx.Request) -> httpx.Response:
@@ -129,6 +144,8 @@ class Pool:
         wire: Wire | None = None
         try:
             head = self._head(request)
+            if self._loop.time() >= self._look_at:
+                self._look_again()
             while True:
                 attempts += 1
                 if attempts > MAX_STALE_ATTEMPTS:
@@ -248,6 +265,8 @@ class Pool:
                 raise faults.placed(httpx.ConnectTimeout("connect"), faults.Progress("connect")) from None
             raise
         connection.belong(on_free=self._free, on_lost=self._lost)
+        if connection.transport is not None:
+            connection.address = address_of(connection.transport.get_extra_info("peername") or ("",))
         self._connections.add(connection)
         if connection.is_lost:
             self._lost(connection)
@@ -260,7 +279,7 @@ class Pool:
         """An exchange ended well, or a waiter did not want it after all."""
         if self._is_secure and connection.transport is not None:
             self._dialer.remember_session(connection.transport)
-        if self._is_closed or not self.upstream.keepalive_seconds or not connection.is_usable:
+        if self._is_closed or not self.upstream.keepalive_seconds or connection.is_left or not connection.is_usable:
             connection.close()
             return
         waiter = self._next_waiter()

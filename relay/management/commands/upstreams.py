@@ -41,6 +41,7 @@ FIELDS = (
     "connect_timeout_seconds",
     "head_timeout_seconds",
     "idle_timeout_seconds",
+    "min_upload_bytes_per_second",
     "total_timeout_seconds",
     "balancing",
     "balancing_header",
