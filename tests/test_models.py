@@ -76,6 +76,25 @@ WRONG = [
     ("min_upload_bytes_per_second", 2**30 + 1),
     ("keepalive_seconds", -1),
     ("keepalive_seconds", float("nan")),
+    ("balancing", "random"),
+    ("balancing_header", "X A"),
+    ("max_retries", 6),
+    ("max_retries", -1),
+    ("retry_percent", 101),
+    ("breaker_failures", 1001),
+    ("breaker_percent", 101),
+    ("breaker_seconds", 0),
+    ("check_path", "healthz"),
+    ("check_path", "/a b"),
+    ("check_path", "http://elsewhere.example/"),
+    ("check_method", "POST"),
+    ("check_statuses", ""),
+    ("check_statuses", "600"),
+    ("check_statuses", "299-200"),
+    ("check_interval_seconds", 0),
+    ("check_timeout_seconds", float("nan")),
+    ("check_failures", 0),
+    ("check_successes", 1001),
     ("max_request_bytes", -1),
     ("max_response_bytes", 2**51),
     ("max_concurrent", 0),
@@ -129,6 +148,8 @@ def test_texts_are_stored_in_one_canonical_form() -> None:
     assert row.allowed_networks == "10.0.0.0/8\n192.0.2.1/32"
     assert row.ca_bundle == CA_BUNDLE.strip() + "\n"
     assert row.outbound_proxy == "http://proxy.example.com:3128"
+    row = saved(slug="b", balancing_header=" X-Session-Id ", check_path=" /x?y=1 ", check_statuses="200 204,300-399")
+    assert (row.balancing_header, row.check_path, row.check_statuses) == ("x-session-id", "/x?y=1", "200, 204, 300-399")
 
 
 def test_an_at_sign_in_the_path_is_no_userinfo() -> None:
@@ -364,6 +385,13 @@ def test_every_write_of_a_target_notes_its_upstream() -> None:
     assert recorded(target.save) == {"a"}
     assert recorded(lambda: Target.objects.update(enabled=False)) == {"a"}
     assert recorded(target.delete) == {"a"}
+
+
+def test_balancing_by_a_header_takes_its_name() -> None:
+    with pytest.raises(ValidationError) as problem:
+        upstream(balancing="header").save()
+    assert problem.value.message_dict == {"balancing_header": ["Name the header to balance by."]}
+    saved(balancing="header", balancing_header="x-a")
 
 
 def test_a_check_for_a_text_takes_an_answer_with_a_body() -> None:
