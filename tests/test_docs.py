@@ -31,7 +31,7 @@ from config.gunicorn import HANDOVER_SECONDS, SHUTDOWN_MARGIN_SECONDS
 from relay import errors
 from relay.catalog import watcher
 from relay.management.commands.upstreams import FIELDS
-from relay.models import HeaderRule, Upstream
+from relay.models import HeaderRule, Target, Upstream
 from relay.observing import access_log, metrics
 from relay.observing.families import Family
 from relay.rules import addresses, headers
@@ -148,6 +148,7 @@ REGIONS: dict[tuple[str, str], Callable[[], str]] = {
     ("configuration.md", "settings"): reference_markdown,
     ("errors.md", "errors"): error_table,
     ("upstream-fields.md", "fields"): lambda: field_table(Upstream, ("slug", *FIELDS)),
+    ("upstream-fields.md", "target-fields"): lambda: field_table(Target, ("address", "weight", "enabled", "backup")),
     ("upstream-fields.md", "header-rule-fields"): lambda: field_table(HeaderRule, ("side", "action", "name", "value")),
     ("headers.md", "hop-by-hop"): lambda: names_list(headers.HOP_BY_HOP),
     ("headers.md", "forwarding"): lambda: names_list(headers.FORWARDING),
