@@ -44,7 +44,8 @@ class Budget:
     """Retries of one upstream: a token bucket that its own traffic fills, in the way of Finagle and Envoy.
 
     A first attempt puts in `share` of a retry, and `at_least_per_second` comes in as time passes, for upstreams with
-    little traffic. `most` is what it holds, and what it begins with. `now` is of a clock in seconds that never goes back.
+    little traffic. `most` is what it holds, and what it begins with. `now` is in seconds, of a clock that never goes
+    back.
     """
 
     __slots__ = ("_at_least_per_second", "_deposits", "_most", "_then", "_tokens", "share")
