@@ -58,6 +58,11 @@ def keep() -> None:
         del _budgets[slug]
 
 
+def forget() -> None:
+    """All begin anew."""
+    _budgets.clear()
+
+
 def read() -> Iterator[tuple[Family, Sample]]:
     """For `/metrics`."""
     for labels, made in _retries.items():

@@ -64,6 +64,8 @@ async def close_client(**_: Any) -> None:
     if closing is not None:
         await closing.tokens.aclose()
         await closing.aclose()
+        targets.keep(lambda _: False)
+        budgets.forget()
 
 
 def retire_pools(snapshot: catalog.Snapshot) -> None:

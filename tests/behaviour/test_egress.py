@@ -15,7 +15,7 @@ import pytest
 import pytest_asyncio
 import trustme
 
-from tests.behaviour.conftest import Logged, Relayed
+from tests.behaviour.conftest import Logged, Names, Relayed
 from tests.caller import Caller
 from tests.origin import Origin, echo, refusing_port, reply, serving_context
 from tests.serving_ground import Ground
@@ -26,38 +26,6 @@ NAME = "api.example"
 def problem(data: bytes) -> str:
     kind: str = json.loads(data)["type"].removeprefix("urn:relay:error:")
     return kind
-
-
-class Names:
-    """DNS as a test scripts it: each look-up of a name takes the next of its answers, and then its last one again."""
-
-    def __init__(self) -> None:
-        self.answers: dict[str, list[list[str]]] = {}
-        self.asked: list[str] = []
-
-    async def getaddrinfo(self, host: str, port: int, *, family: int = 0, **_: Any) -> list[Any]:
-        self.asked.append(host)
-        answers = self.answers.get(host)
-        if answers is None:
-            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-        found = answers.pop(0) if len(answers) > 1 else answers[0]
-        return [
-            (
-                socket.AF_INET6 if ":" in address else socket.AF_INET,
-                socket.SOCK_STREAM,
-                socket.IPPROTO_TCP,
-                "",
-                (address, port, 0, 0) if ":" in address else (address, port),
-            )
-            for address in found
-        ]
-
-
-@pytest_asyncio.fixture
-async def names(monkeypatch: pytest.MonkeyPatch) -> Names:
-    names = Names()
-    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", names.getaddrinfo)
-    return names
 
 
 # Addresses.
