@@ -6,7 +6,9 @@ Origins are numbered, and answer with their number.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import random
 import ssl
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -32,6 +34,8 @@ from tests.origin import (
     Gate,
     HeaderPairs,
     Origin,
+    Script,
+    early,
     echo,
     hang,
     head_bytes,
@@ -928,3 +932,60 @@ async def test_targets_that_are_gone_are_forgotten(origins: list[Origin], relaye
     relayed(port=origins[0].port)
     client_room.retire_pools(catalog.current())
     assert targets._crews == {}
+
+
+# All of it at once.
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_whatever_targets_and_callers_do_nothing_that_counts_arrives_twice_and_nothing_is_kept(
+    origins: list[Origin], relayed: Relayed, ground: Ground, clock: Clock, seed: int
+) -> None:
+    chance = random.Random(seed)
+    asked_for = 0
+    scripts: list[Script] = [
+        reply(body=b"fine"),
+        reply(503),
+        raw(b""),
+        raw(b"", then="reset"),
+        raw(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"),
+        truncate(1000, 10),
+        early(413, then="close"),
+        hang(),
+    ]
+
+    async def misbehave(exchange: Exchange) -> None:
+        await chance.choice(scripts)(exchange)
+
+    async def call() -> None:
+        for _ in range(8):
+            await ask()
+
+    async def ask() -> None:
+        nonlocal asked_for
+        asked_for += 1
+        method = chance.choice([b"GET", b"PUT", b"POST", b"POST"])
+        body = chance.choice([None, b"a body", [b"a" * 1000] * 3]) if method != b"GET" else None
+        kind = b"once" if method == b"POST" or body is not None else b"often"
+        patience = chance.choice([0.01, 0.05, 5.0])
+        path = b"/relay/o/x?%d-%b" % (asked_for, kind)
+        with contextlib.suppress(TimeoutError, asyncio.IncompleteReadError, ConnectionError):
+            async with asyncio.timeout(patience), Caller(ground.port) as caller:
+                await caller.get(path, method=method, body=body)
+        clock.now += chance.choice([0, 0, 3])
+
+    for origin in origins:
+        origin.otherwise(misbehave)
+    with refusing_port() as port:
+        upstream = relayed(
+            listed_targets=(at(port), at(origins[0], weight=2), at(origins[1]), at(origins[2], is_backup=True)),
+            max_retries=3,
+            max_concurrent=10,
+            head_timeout_seconds=0.1,
+            breaker=BreakerPolicy(consecutive_failures=3, minimum_exchanges=5, open_seconds=1.0),
+        )
+        await asyncio.gather(*(call() for _ in range(20)))
+    arrived = Counter(request.target for origin in origins for request in origin.requests)
+    assert {times for target, times in arrived.items() if target.endswith(b"once")} == {1}
+    assert max(times for target, times in arrived.items() if target.endswith(b"often")) > 1
+    await until(lambda: not any(member.outstanding for member in crew_of(upstream).members))
