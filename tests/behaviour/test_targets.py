@@ -235,7 +235,7 @@ async def test_a_target_that_cannot_be_reached_costs_callers_nothing(
         upstream = relayed(
             listed_targets=(target, at(origins[0])),
             balancing=Balancing.ROUND_ROBIN,
-            connect_timeout_seconds=SOON,
+            connect_timeout_seconds=0.2,
             breaker=BreakerPolicy(consecutive_failures=3, failure_rate=None),
         )
         assert await shares(caller, 20, method=method, body=body) == {b"0": 20}
@@ -483,7 +483,7 @@ async def test_a_target_that_lets_the_whole_time_pass_has_failed(
         listed_targets=at_each(origins[:2]),
         balancing=Balancing.ROUND_ROBIN,
         breaker=AT_ONCE,
-        total_timeout_seconds=0.2,
+        total_timeout_seconds=0.5,
     )
     while state_of(upstream, 0) is State.CLOSED:
         answer = await caller.get(b"/relay/o/x", method=b"POST", body=b"whole")

@@ -130,6 +130,7 @@ ERRORS = [
     (faults.HeadTimeout, errors.HeadTimedOut),
     (faults.CallerStalled, errors.CallerTimedOut),
     (faults.HungUp, errors.UpstreamHungUp),
+    (faults.ConnectionsClosed, errors.UpstreamHungUp),
     (httpx.ConnectTimeout, errors.ConnectTimedOut),
     (httpx.PoolTimeout, errors.UpstreamFull),
     (httpx.ReadTimeout, errors.IdleTimedOut),
