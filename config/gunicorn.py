@@ -37,6 +37,7 @@ from uvicorn.server import Server
 from uvicorn_worker import UvicornWorker
 
 from relay.serving import status
+from relay.upstreams import listeners
 
 SHUTDOWN_MARGIN_SECONDS = 2
 """What a worker gets, beyond the grace, to cancel what is left and to end its lifespan."""
@@ -210,6 +211,7 @@ class RelayWorker(UvicornWorker):
     async def _serve(self) -> None:
         """As UvicornWorker's, with our server."""
         keep_freed_memory()
+        listeners.tell(self.sockets)
         self.config.app = self.wsgi
         server = DrainingServer(
             self.config,

@@ -17,14 +17,23 @@ class RelayConfig(AppConfig):
         from relay.observing import access_log
         from relay.observing import metrics as metrics_room
         from relay.serving import underway
-        from relay.upstreams import budgets, bulkheads, client, targets
+        from relay.upstreams import budgets, bulkheads, client, health, targets
 
-        for room in (client, access_log, usage, watcher, jars, metrics_room):
+        for room in (client, access_log, usage, health, watcher, jars, metrics_room):
             room.connect_signals()
-        for reading in (client.read, bulkheads.read, budgets.read, targets.read, watcher.read, access_log.log.read):
+        for reading in (
+            client.read,
+            bulkheads.read,
+            budgets.read,
+            targets.read,
+            health.read,
+            watcher.read,
+            access_log.log.read,
+        ):
             metrics_room.metrics.read_from(reading)
         consumers.follow_people()
         people.follow()
         watcher.subscribe(client.retire_pools)
+        watcher.subscribe(health.follow)
         watcher.subscribe(underway.judge_again)
         watcher.subscribe(jars.jars.follow)

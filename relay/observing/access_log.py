@@ -12,7 +12,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -29,6 +29,7 @@ FLUSH_SECONDS = 0.25
 MAX_WAITING_LINES = 20_000
 MAX_PATH_BYTES = 1024
 """What of a path is in its line, for callers decide how long one is."""
+PHASES = ("pool", "dns", "connect", "proxy", "tls")
 CLOSE_SECONDS = 1.0
 """How long the end waits for a reader that takes nothing."""
 
@@ -69,6 +70,8 @@ class Entry:
     """How often it was sent, or tried to be."""
     queued_seconds: float = 0.0
     """How long it waited for its turn at the upstream."""
+    phases: Mapping[str, float] = field(default_factory=dict)
+    """Seconds that went by until it had a connection: `pool` (waiting for one), `dns`, `connect`, `proxy`, `tls`."""
     wall: float = field(default_factory=time.time)
 
     def failed(self, problem: RelayError) -> None:
@@ -91,6 +94,9 @@ class Entry:
                 extras += f',"consumer":{_quoted(self.consumer)}'
         if self.queued_seconds:
             extras += f',"queued_ms":{self.queued_seconds * 1000:.2f}'
+        for phase in PHASES if self.phases else ():
+            if phase in self.phases:
+                extras += f',"{phase}_ms":{self.phases[phase] * 1000:.2f}'
         if self.would_refuse:
             extras += f',"would_refuse":{_quoted(self.would_refuse)}'
         return (

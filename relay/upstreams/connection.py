@@ -62,8 +62,10 @@ class Connection(asyncio.Protocol):
         "_on_lost",
         "_reader",
         "_room",
+        "address",
         "has_ended",
         "has_served",
+        "is_left",
         "is_lost",
         "silence",
         "standing",
@@ -83,6 +85,10 @@ class Connection(asyncio.Protocol):
         self.has_ended = False
         """After a switch of protocols: we send no more."""
         self.is_lost = False
+        self.address = ""
+        """Of the other end."""
+        self.is_left = False
+        """The name leads elsewhere by now: it serves no further exchange."""
         self._reader = AnswerReader()
         self._is_reading = True
         self._room: asyncio.Future[None] | None = None

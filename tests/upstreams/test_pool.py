@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -226,9 +227,9 @@ async def test_a_connection_that_is_being_made_counts(origin: Origin, seam: Seam
     await until(lambda: seam.pool.open_connections == 0)
     dial, may_dial = seam.pool._dialer.dial, asyncio.Event()
 
-    async def dial_late(make_protocol: Any) -> Any:
+    async def dial_late(make_protocol: Any, phases: Any) -> Any:
         await may_dial.wait()
-        return await dial(make_protocol)
+        return await dial(make_protocol, phases)
 
     seam.pool._dialer.dial = dial_late  # type: ignore[method-assign]
     asking = [asyncio.create_task(seam.get(b"/x")) for _ in range(2)]
@@ -301,7 +302,7 @@ async def test_a_failed_dial_lets_the_next_one_try(origin: Origin, seam: Seam) -
     the_connection(seam).close()
     dial, dials = pool._dialer.dial, 0
 
-    async def fail_once(make_protocol: Any) -> Any:
+    async def fail_once(make_protocol: Any, phases: Any) -> Any:
         nonlocal dials
         dials += 1
         await asyncio.sleep(0)
@@ -573,8 +574,8 @@ async def test_a_connection_made_while_the_transport_closes_is_closed(origin: Or
         pool = seam.pool
         dial, reached, may_return = pool._dialer.dial, asyncio.Event(), asyncio.Event()
 
-        async def dial_late(make_protocol: Any) -> Any:
-            made = await dial(make_protocol)
+        async def dial_late(make_protocol: Any, phases: Any) -> Any:
+            made = await dial(make_protocol, phases)
             reached.set()
             await may_return.wait()
             return made
@@ -588,6 +589,115 @@ async def test_a_connection_made_while_the_transport_closes_is_closed(origin: Or
             await asking
         await origin.until_connections(0)
         assert (pool.open_connections, pool.exchanges) == (0, 0)
+
+
+# Where the name leads by now.
+
+
+def lead_to(seam: Seam, *addresses: str) -> list[frozenset[str] | None]:
+    """From now on, and for an hour, the name leads to these; without any, nobody knows where. What was told so far."""
+    told: list[frozenset[str] | None] = []
+
+    def known() -> tuple[frozenset[str] | None, float]:
+        told.append(frozenset(addresses) or None)
+        return told[-1], asyncio.get_running_loop().time() + 3600.0
+
+    seam.pool._dialer.known_addresses = known  # type: ignore[method-assign]
+    seam.pool._look_at = 0.0
+    return told
+
+
+async def test_an_idle_connection_to_an_address_that_is_gone_serves_no_more(origin: Origin, seam: Seam) -> None:
+    origin.on(b"/x", raw(OK, then="keep"))
+    before = await connection_of(seam, origin)
+    left = the_connection(seam)
+    lead_to(seam, "192.0.2.7")
+    assert await connection_of(seam, origin) != before
+    assert not left.is_usable
+    await until(lambda: seam.pool.open_connections == 1)
+
+
+async def test_one_that_is_busy_is_closed_when_it_is_given_back(origin: Origin, seam: Seam) -> None:
+    gate = Gate()
+    origin.on(b"/long", drip([b"a", b"b"], gate))
+    origin.on(b"/x", raw(OK, then="keep"))
+    gate.open()
+    response = await seam.ask(b"/long")
+    busy = the_connection(seam)
+    lead_to(seam, "192.0.2.7")
+    await seam.get(b"/x")
+    assert busy.is_left
+    assert busy.is_usable
+    gate.open(2)
+    assert (await whole(response)).body == b"ab"
+    assert not busy.is_usable
+    await until(lambda: busy not in seam.pool._connections)
+
+
+async def test_one_whose_address_is_named_stays(origin: Origin, seam: Seam) -> None:
+    origin.on(b"/x", raw(OK, then="keep"))
+    before = await connection_of(seam, origin)
+    lead_to(seam, "192.0.2.7", "127.0.0.1")
+    assert await connection_of(seam, origin) == before
+
+
+async def test_while_nothing_is_known_connections_stay(origin: Origin, seam: Seam) -> None:
+    origin.on(b"/x", raw(OK, then="keep"))
+    before = await connection_of(seam, origin)
+    asked = lead_to(seam)
+    assert await connection_of(seam, origin) == before
+    assert asked == [None]
+
+
+async def test_the_name_is_asked_for_once_in_a_ttl(origin: Origin, seam: Seam) -> None:
+    origin.on(b"/x", raw(OK, then="keep"))
+    await seam.get(b"/x")
+    asked = lead_to(seam, "127.0.0.1")
+    for _ in range(5):
+        await seam.get(b"/x")
+    assert asked == [frozenset({"127.0.0.1"})]
+
+
+async def test_a_service_that_moved_is_left_though_its_connections_never_rest(
+    origin: Origin, seam: Seam, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leads_to = ["127.0.0.1"]
+
+    async def getaddrinfo(host: str, port: int, **_: Any) -> list[Any]:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in leads_to]
+
+    async def ask_ttl(_: str) -> float:
+        return 300.0
+
+    def pass_ttl() -> None:
+        for answer in names._answers.values():
+            answer.runs_out = 0.0
+        seam.pool._look_at = 0.0
+
+    names = seam.transport._names
+    monkeypatch.setattr(names, "_ask_ttl", ask_ttl)
+    async with Origin(host="127.0.0.2", port=origin.port) as moved:
+        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
+        for place in (origin, moved):
+            place.on(b"/x", raw(OK, then="keep"))
+        seam.rules(host="moved.test")
+        before = await connection_of(seam, origin)
+        leads_to[:] = ["127.0.0.2"]
+        pass_ttl()
+        assert await connection_of(seam, origin) == before, "this one only has the name looked up"
+        await until(lambda: not names._look_ups)
+        seam.pool._look_at = 0.0
+        await seam.get(b"/x")
+        assert len(moved.requests) == 1
+        await until(lambda: seam.pool.open_connections == 1)
+        seam.pool.close()
+        await moved.until_connections(0)
+
+
+async def test_an_upstream_that_is_an_address_is_never_asked_about_again(origin: Origin, seam: Seam) -> None:
+    origin.on(b"/x", raw(OK, then="keep"))
+    await seam.get(b"/x")
+    assert seam.pool._look_at == float("inf")
 
 
 # Sending again.
