@@ -17,11 +17,19 @@ class RelayConfig(AppConfig):
         from relay.observing import access_log
         from relay.observing import metrics as metrics_room
         from relay.serving import underway
-        from relay.upstreams import bulkheads, client, health, targets
+        from relay.upstreams import budgets, bulkheads, client, health, targets
 
         for room in (client, access_log, usage, health, watcher, jars, metrics_room):
             room.connect_signals()
-        for reading in (client.read, bulkheads.read, targets.read, health.read, watcher.read, access_log.log.read):
+        for reading in (
+            client.read,
+            bulkheads.read,
+            budgets.read,
+            targets.read,
+            health.read,
+            watcher.read,
+            access_log.log.read,
+        ):
             metrics_room.metrics.read_from(reading)
         consumers.follow_people()
         people.follow()

@@ -70,6 +70,10 @@ class HungUp(httpx.RemoteProtocolError):
     """The upstream closed or reset the connection before its message was whole."""
 
 
+class ConnectionsClosed(HungUp):
+    """The relay closed it itself: it stops."""
+
+
 class HeadTimeout(httpx.ReadTimeout):
     """The answer's head did not come in time."""
 

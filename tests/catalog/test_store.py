@@ -68,9 +68,12 @@ def full_house() -> str:
         keepalive_seconds=1.5,
         total_timeout_seconds=None,
     )
-    Credential.put(upstream, "bearer", secrets={"secret": SECRET})
     for number in range(3):
+        upstream.targets.create(
+            address=f"t{number}.example.com", weight=number + 1, enabled=number != 1, backup=number == 2
+        )
         HeaderRule.objects.create(upstream=upstream, name=f"x-{number}", value=HEADER_SECRET)
+    Credential.put(upstream, "bearer", secrets={"secret": SECRET})
     register("b")
     Upstream.objects.create(slug="off", base_url="https://off.example.com", enabled=False)
     consumer = Consumer.objects.create(name="shop")
@@ -102,6 +105,10 @@ async def test_what_is_kept_makes_the_same_snapshot_and_holds_no_secret(
     assert upstream is not None
     assert upstream.credential is not None
     assert upstream.credential.appended == ((b"authorization", f"Bearer {SECRET}".encode()),)
+    assert [(target.name, target.weight, target.is_backup) for target in upstream.targets] == [
+        ("t0.example.com:443", 1, False),
+        ("t2.example.com:443", 3, True),
+    ]
     assert [signer.signing_keys for signer in stored.roster] == [signer.signing_keys for signer in loaded.roster]
     whole = (folder / "snapshot").read_bytes()
     for secret in (SECRET, PROXY_PASSWORD, HEADER_SECRET, "a.example.com"):

@@ -132,6 +132,7 @@ ERRORS = [
     (faults.UploadTooSlow, errors.UploadTooSlow),
     (faults.CallerStalled, errors.CallerTimedOut),
     (faults.HungUp, errors.UpstreamHungUp),
+    (faults.ConnectionsClosed, errors.UpstreamHungUp),
     (httpx.ConnectTimeout, errors.ConnectTimedOut),
     (httpx.PoolTimeout, errors.UpstreamFull),
     (httpx.ReadTimeout, errors.IdleTimedOut),
