@@ -14,14 +14,21 @@ class RelayConfig(AppConfig):
         from relay import checks  # noqa: F401 - registers the checks
         from relay.catalog import jars, usage, watcher
         from relay.models import consumers, people
-        from relay.observing import access_log
+        from relay.observing import access_log, descriptors
         from relay.observing import metrics as metrics_room
         from relay.serving import underway
         from relay.upstreams import bulkheads, client, targets
 
-        for room in (client, access_log, usage, watcher, jars, metrics_room):
+        for room in (client, descriptors, access_log, usage, watcher, jars, metrics_room):
             room.connect_signals()
-        for reading in (client.read, bulkheads.read, targets.read, watcher.read, access_log.log.read):
+        for reading in (
+            client.read,
+            bulkheads.read,
+            targets.read,
+            watcher.read,
+            access_log.log.read,
+            descriptors.descriptors.read,
+        ):
             metrics_room.metrics.read_from(reading)
         consumers.follow_people()
         people.follow()

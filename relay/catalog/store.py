@@ -3,11 +3,11 @@
 Theory of operation. What is kept are the rows that the loader makes snapshots of, in a `row_file`; secrets are in it as
 they are in the database, sealed, and the whole is sealed again. After a poll that brought another snapshot, and every
 `CONFIRM_SECONDS` besides, a thread of the store's own looks: where the database still has what the file has, it is
-touched, so that its time tells when it was last known to be right; else it is written anew, from the database, by one worker
-of the machine. A look that settled nothing, because another worker was at it or because it is too soon, is taken again
-after the next poll. What writing costs bounds how often it is done (`WRITING_SHARE`): only large tables notice. Nothing
-here decides requests or ends a worker: a disk that is full or a folder that cannot be written is one line in the log
-when it begins and one when it ends, and is tried again after pauses that grow.
+touched, so that its time tells when it was last known to be right; else it is written anew, from the database, by one
+worker of the machine. A look that settled nothing, because another worker was at it or because it is too soon, is taken
+again after the next poll. What writing costs bounds how often it is done (`WRITING_SHARE`): only large tables notice.
+Nothing here decides requests or ends a worker: a disk that is full or a folder that cannot be written is one line in
+the log when it begins and one when it ends, and is tried again after pauses that grow.
 """
 
 from __future__ import annotations

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
 import json
+import os
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -388,7 +390,13 @@ class Wire:
         self.closed = False
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        return default
+        return self if name == "socket" else default
+
+    def fileno(self) -> int:
+        return 3
+
+    def getpeername(self) -> tuple[str, int]:
+        raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
 
     def is_closing(self) -> bool:
         return self.closed

@@ -27,6 +27,7 @@ import pytest
 import trustme
 
 from relay.catalog import Upstream
+from relay.observing.descriptors import descriptors
 from relay.upstreams import dialing, faults
 from relay.upstreams.dialing import Dialer
 from relay.upstreams.names import Found, Names
@@ -578,8 +579,31 @@ async def test_a_process_without_descriptors_says_so(monkeypatch: pytest.MonkeyP
     plain = dialer(1)
     monkeypatch.setattr(type(plain._guard), "open_socket", open_socket)
     problem = await failure_of(plain)
-    assert type(problem) is httpx.ConnectError
+    assert isinstance(problem, faults.OutOfFiles)
     assert str(problem) == "EMFILE"
+    descriptors.close()
+
+
+async def test_the_last_descriptors_are_not_for_upstreams(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ScriptedNames()
+    monkeypatch.setattr(descriptors, "upstreams_end", 0)
+    async with serving(echo) as port:
+        for fields in ({}, {"outbound_proxy": f"http://proxy.example:{port}"}):
+            problem = await failure_of(dialer(port, names, **fields))
+            assert isinstance(problem, faults.OutOfFiles)
+            assert phase_of(problem) == "connect"
+    assert names.doubted == []
+    descriptors.close()
+
+
+async def test_a_look_up_without_descriptors_says_nothing_about_the_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ScriptedNames()
+    names.problem = socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+    monkeypatch.setattr(descriptors, "upstreams_end", 0)
+    problem = await failure_of(dialer(1, names))
+    assert isinstance(problem, faults.OutOfFiles)
+    assert phase_of(problem) == "dns"
+    descriptors.close()
 
 
 async def test_what_uvloop_raises_is_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,112 @@
+"""File descriptors run out: callers are told, exchanges under way go on, and all is well again by itself.
+
+The first is about `manage.py serve`, whose worker is given few; the other about the single decision.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import resource
+import signal
+from collections.abc import AsyncIterator
+
+import psutil
+import pytest
+import pytest_asyncio
+
+from relay.observing.descriptors import descriptors
+from tests.behaviour.conftest import Relayed
+from tests.behaviour.test_restarts import served_at, until_workers, workers_of
+from tests.caller import Caller, request_bytes
+from tests.origin import Exchange, Origin, reply
+from tests.serving_ground import Ground, ServedProcess
+
+FEW = 96
+
+
+@pytest_asyncio.fixture
+async def served(origin: Origin) -> AsyncIterator[ServedProcess]:
+    """One worker with few descriptors, and `o` at `origin`."""
+    async with served_at(origin, workers=1, RELAY_MAX_CONNECTIONS="10000") as served:
+        resource.prlimit(served.pid, resource.RLIMIT_NOFILE, (FEW, FEW))
+        old = workers_of(served.pid)
+        for pid in old:
+            os.kill(pid, signal.SIGKILL)
+        await until_workers(served.pid, without=old, count=1)
+        await served.until_output(f"This worker may have {FEW} files", within=30)
+        yield served
+
+
+def told(served: ServedProcess, text: str) -> int:
+    return sum(text in line for line in served.output)
+
+
+@pytest.mark.timeout(120)
+async def test_callers_beyond_the_last_descriptor_are_told_and_all_recovers(
+    origin: Origin, served: ServedProcess
+) -> None:
+    go_on = asyncio.Event()
+
+    async def in_two_pieces(exchange: Exchange) -> None:
+        await exchange.send(b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nfour")
+        await go_on.wait()
+        await exchange.send(b"more")
+
+    origin.on(b"/slow", in_two_pieces)
+    (worker,) = workers_of(served.pid)
+    async with contextlib.AsyncExitStack() as open_callers:
+        under_way = await open_callers.enter_async_context(Caller(served.port, deadline_seconds=30))
+        await under_way.send(request_bytes(b"/relay/o/slow", host=b"localhost"))
+        await under_way.read_head()
+        refused = 0
+        for _ in range(3 * FEW):
+            caller = await open_callers.enter_async_context(Caller(served.port, deadline_seconds=30))
+            with contextlib.suppress(OSError, EOFError):
+                answer = await caller.get(b"/healthz")
+                if answer.status == 503:
+                    assert b"server-full" in answer.data
+                    assert answer.values(b"retry-after") == [b"1"]
+                    refused += 1
+        assert refused > 0
+        assert psutil.Process(worker).num_fds() <= FEW
+        go_on.set()
+        assert (await under_way.read_body()).data == b"fourmore"
+    await served.until_output("There are file descriptors again", within=60)
+    async with Caller(served.port) as caller:
+        assert (await caller.get(b"/relay/o/x")).status == 200
+        numbers = dict(
+            line.split() for line in (await caller.get(b"/metrics")).data.decode().splitlines() if line[0] != "#"
+        )
+    assert workers_of(served.pid) == {worker}
+    assert told(served, "File descriptors have run out") == 1
+    assert told(served, "There are file descriptors again") == 1
+    assert told(served, "Traceback") == 0
+    assert numbers["process_max_fds"] == str(FEW)
+    assert 0 < int(numbers["process_open_fds"]) < FEW
+    assert int(numbers["relay_descriptor_refusals_total"]) >= refused
+
+
+@pytest.fixture
+def none_for_upstreams(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever number the next socket to an upstream gets is one of those that are kept."""
+    monkeypatch.setattr(descriptors, "upstreams_end", 0)
+    monkeypatch.setattr(descriptors, "measure", lambda: None)
+
+
+async def test_an_upstream_that_no_descriptor_is_left_for_is_not_at_fault(
+    none_for_upstreams: None, origin: Origin, relayed: Relayed, ground: Ground, caplog: pytest.LogCaptureFixture
+) -> None:
+    relayed(max_retries=3)
+    origin.on(b"/x", reply(body=b"fine"))
+    async with Caller(ground.port) as caller:
+        for _ in range(3):
+            answer = await caller.get(b"/relay/o/x")
+            assert answer.status == 503
+            assert b"urn:relay:error:server-full" in answer.data
+            assert answer.values(b"retry-after") == [b"1"]
+            assert b"connection_limit_reached" in answer.values(b"proxy-status")[0]
+    assert origin.exchanges == []
+    begun = [record for record in caplog.records if "File descriptors have run out" in record.getMessage()]
+    assert len(begun) == 1
