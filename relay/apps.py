@@ -21,15 +21,10 @@ class RelayConfig(AppConfig):
 
         for room in (client, descriptors, access_log, usage, watcher, jars, metrics_room):
             room.connect_signals()
-        for reading in (
-            client.read,
-            bulkheads.read,
-            targets.read,
-            watcher.read,
-            access_log.log.read,
-            descriptors.descriptors.read,
-        ):
+        for reading in (client.read, bulkheads.read, targets.read, watcher.read):
             metrics_room.metrics.read_from(reading)
+        for observed in (access_log.log, descriptors.descriptors):
+            metrics_room.metrics.read_from(observed.read)
         consumers.follow_people()
         people.follow()
         watcher.subscribe(client.retire_pools)

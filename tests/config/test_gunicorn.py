@@ -25,7 +25,7 @@ from config.gunicorn import (
 from relay.serving import status
 
 
-async def _application(*_: object) -> None:
+async def _application(_scope: object, _receive: object, _send: object) -> None:
     """Never called."""
 
 
@@ -36,7 +36,8 @@ def told() -> Iterator[None]:
 
 
 def draining_server(*, drain_seconds: float = 0, whole: bool = True) -> DrainingServer:
-    config = Config(_application, log_config=None)
+    http = RelayWorker.CONFIG_KWARGS["http"]
+    config = Config(_application, interface="asgi3", log_config=None, http=http, lifespan="off")
     return DrainingServer(config, drain_seconds=drain_seconds, is_whole_stop=lambda: whole)
 
 
@@ -106,6 +107,8 @@ async def test_who_hands_over_stays_ready_and_takes_requests_until_the_others_ha
 async def test_a_worker_that_nobody_gets_into_listens_anew(caplog: pytest.LogCaptureFixture) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         server = draining_server()
+        server.config.load()
+        server.lifespan = server.config.lifespan_class(server.config)
         await server.startup(sockets=[listening])
         try:
             loop = asyncio.get_running_loop()
@@ -117,12 +120,13 @@ async def test_a_worker_that_nobody_gets_into_listens_anew(caplog: pytest.LogCap
             assert [record.levelname for record in caplog.records] == ["WARNING"]
             assert "It listens again." in caplog.text
             async with asyncio.timeout(5):
-                while not server.server_state.connections:
+                while not server.server_state.connections:  # noqa: ASYNC110 - nobody tells of it
                     await asyncio.sleep(0)
             for tick in range(DEAF_TICKS + 1):
                 await server.on_tick(tick)
             assert len(caplog.records) == 1
             writer.close()
+            await writer.wait_closed()
         finally:
             await server.shutdown(sockets=[listening])
 

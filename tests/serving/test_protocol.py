@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import itertools
 import json
-import os
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -396,7 +394,10 @@ class Wire:
         return 3
 
     def getpeername(self) -> tuple[str, int]:
-        raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
+        return "127.0.0.1", 1
+
+    def getsockname(self) -> tuple[str, int]:
+        return "127.0.0.1", 2
 
     def is_closing(self) -> bool:
         return self.closed

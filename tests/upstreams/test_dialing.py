@@ -27,7 +27,7 @@ import pytest
 import trustme
 
 from relay.catalog import Upstream
-from relay.observing.descriptors import descriptors
+from relay.observing.descriptors import Descriptors
 from relay.upstreams import dialing, faults
 from relay.upstreams.dialing import Dialer
 from relay.upstreams.names import Found, Names
@@ -572,7 +572,20 @@ async def test_one_refusal_says_more_than_what_else_failed() -> None:
     assert str(problem) in errno.errorcode.values()
 
 
-async def test_a_process_without_descriptors_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def none_left(monkeypatch: pytest.MonkeyPatch) -> Descriptors:
+    """Descriptors that have run out before, so that nothing more is told."""
+    descriptors = Descriptors(1024)
+    monkeypatch.setattr(descriptors, "_began_at", 0.0)
+    monkeypatch.setattr(dialing, "descriptors", descriptors)
+    return descriptors
+
+
+def refusals_of(descriptors: Descriptors) -> float:
+    return {family.name: number for family, (_, number) in descriptors.read()}["relay_descriptor_refusals_total"]
+
+
+async def test_a_process_without_descriptors_says_so(monkeypatch: pytest.MonkeyPatch, none_left: Descriptors) -> None:
     def open_socket(*_: object) -> socket.socket:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
@@ -581,29 +594,29 @@ async def test_a_process_without_descriptors_says_so(monkeypatch: pytest.MonkeyP
     problem = await failure_of(plain)
     assert isinstance(problem, faults.OutOfFiles)
     assert str(problem) == "EMFILE"
-    descriptors.close()
+    assert refusals_of(none_left) == 1
 
 
-async def test_the_last_descriptors_are_not_for_upstreams(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_last_descriptors_are_not_for_upstreams(none_left: Descriptors) -> None:
     names = ScriptedNames()
-    monkeypatch.setattr(descriptors, "upstreams_end", 0)
+    none_left.upstreams_end = 0
     async with serving(echo) as port:
         for fields in ({}, {"outbound_proxy": f"http://proxy.example:{port}"}):
             problem = await failure_of(dialer(port, names, **fields))
             assert isinstance(problem, faults.OutOfFiles)
             assert phase_of(problem) == "connect"
     assert names.doubted == []
-    descriptors.close()
+    assert refusals_of(none_left) == 2
 
 
-async def test_a_look_up_without_descriptors_says_nothing_about_the_name(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_look_up_without_descriptors_says_nothing_about_the_name(none_left: Descriptors) -> None:
     names = ScriptedNames()
     names.problem = socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
-    monkeypatch.setattr(descriptors, "upstreams_end", 0)
+    none_left.upstreams_end = 0
     problem = await failure_of(dialer(1, names))
     assert isinstance(problem, faults.OutOfFiles)
     assert phase_of(problem) == "dns"
-    descriptors.close()
+    assert refusals_of(none_left) == 1
 
 
 async def test_what_uvloop_raises_is_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
