@@ -1,6 +1,7 @@
 """File descriptors run out: callers are told, exchanges under way go on, and all is well again by itself.
 
-The first is about `manage.py serve`, whose worker is given few; the other about the single decision.
+So it is when files cannot grow. `manage.py serve` is given few descriptors, and no room, as a system would; the last test
+is about the single decision.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import resource
 import signal
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import psutil
 import pytest
@@ -86,6 +88,42 @@ async def test_callers_beyond_the_last_descriptor_are_told_and_all_recovers(
     assert numbers["process_max_fds"] == str(FEW)
     assert 0 < int(numbers["process_open_fds"]) < FEW
     assert int(numbers["relay_descriptor_refusals_total"]) >= refused
+
+
+@pytest.mark.timeout(120)
+async def test_a_full_disk_costs_lines_and_notes_but_no_request(origin: Origin, tmp_path: Path) -> None:
+    """The database, the stored snapshot, the metrics and the access log alike."""
+    async with served_at(origin, workers=1, RELAY_ACCESS_LOG=str(tmp_path / "access.log")) as served:
+        (worker,) = workers_of(served.pid)
+        issued = await served.manage("keys", "issue", "shop", "--upstream", "o")
+        assert issued.code == 0, issued.err
+        key = [(b"Relay-Key", issued.out.split()[-1].encode())]
+        _, most = resource.prlimit(worker, resource.RLIMIT_FSIZE)
+        resource.prlimit(worker, resource.RLIMIT_FSIZE, (1, most))
+        changed = await served.manage("upstreams", "set", "o", "--set", "description=changed")
+        assert changed.code == 0, changed.err
+        begins = (
+            "The access log cannot be written, lines are lost",
+            "Metrics cannot be written",
+            "The snapshot cannot be stored",
+            "When keys were last used, and what report-only mode let pass, is not kept",
+        )
+        async with Caller(served.port) as caller:
+            for text in begins:
+                answer = await caller.get(b"/relay/o/x", key)
+                assert (answer.status, answer.data) == (200, b"fine")
+                await served.until_output(text, within=20)
+            assert (await caller.get(b"/relay/o/x")).data == b"fine"
+            assert (await caller.get(b"/readyz")).status == 200
+            resource.prlimit(worker, resource.RLIMIT_FSIZE, (most, most))
+            await served.until_output("The snapshot is stored again", within=30)
+            await served.until_output("Metrics are written again", within=30)
+            assert (await caller.get(b"/relay/o/x", key)).data == b"fine"
+            await served.until_output("The access log is written again", within=30)
+        assert workers_of(served.pid) == {worker}
+        for text in begins:
+            assert told(served, text) == 1
+        assert told(served, "Traceback") == 0
 
 
 @pytest.fixture
