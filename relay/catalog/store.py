@@ -157,7 +157,7 @@ class Store:
             if revision is not None and rows.are_those_of(revision):
                 os.utime(self._path)
                 return True
-            if revision is not None and 0 < os.fstat(lock).st_mtime - began <= MOST_PAUSE_SECONDS:
+            if revision is not None and _says_wait(lock, began):
                 return False  # writing has had its share of the time
             spent = -time.monotonic()
             row_file.write(
@@ -169,9 +169,9 @@ class Store:
                 go_on=lambda: not self._stopping.is_set(),
             )
             spent += time.monotonic()
-            # The lock's time says, to all workers, when there may be a next writing.
-            next_at = time.time() + min(spent / WRITING_SHARE, MOST_PAUSE_SECONDS)
-            os.utime(lock, (next_at, next_at))
+            # The lock's times say, to all workers, from when until when there may be no next writing.
+            now = time.time()
+            os.utime(lock, (now, now + min(spent / WRITING_SHARE, MOST_PAUSE_SECONDS)))
             return True
 
     def _trusted_revision(self, now: float) -> int | None:
@@ -182,6 +182,12 @@ class Store:
             return None
         right = head.has(_COLUMNS) and head.key == vault.keyring().newest_id
         return head.revision if right and 0 <= now - head.confirmed_at < DOUBTED_SECONDS else None
+
+
+def _says_wait(lock: int, now: float) -> bool:
+    """A clock that was put back in between, or far ahead, lets the next writing be."""
+    noted = os.fstat(lock)
+    return noted.st_atime <= now < noted.st_mtime
 
 
 @contextmanager
