@@ -332,6 +332,17 @@ async def test_a_file_that_is_dear_to_write_is_written_less_often_by_all_workers
     await other.stop()
 
 
+@pytest.mark.parametrize("put", [3600, 100, 1, -100, -3600])
+async def test_a_clock_that_was_put_holds_no_writing_up(store: Store, folder: Path, commit: Commit, put: int) -> None:
+    """`put`: by how many seconds the last writing is in the future, or beyond what writing may have to wait for."""
+    await commit(store.keep, 0)
+    await commit(register, "a")
+    noted = time.time() + put
+    os.utime(folder / "lock", (noted, noted + 0.5))
+    await commit(store.keep, 1)
+    assert (await kept(store)).find(b"a") is not None
+
+
 async def test_one_worker_at_a_time_writes_and_the_others_do_not_wait(
     store: Store, folder: Path, commit: Commit
 ) -> None:
