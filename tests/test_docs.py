@@ -229,7 +229,7 @@ def test_every_make_target_in_the_documents_exists() -> None:
 
 def test_the_operations_page_has_every_metric_with_its_labels() -> None:
     page = (DOCS / "operations.md").read_text(encoding="utf-8")
-    told = re.findall(r"^\| `(relay_[a-z_]+)` \| ([^|]*)\|", page, re.MULTILINE)
+    told = re.findall(r"^\| `((?:relay|process)_[a-z_]+)` \| ([^|]*)\|", page, re.MULTILINE)
     families = [value for room in METRIC_ROOMS for value in vars(room).values() if isinstance(value, Family)]
     assert {name: re.findall("`([a-z_]+)`", labels) for name, labels in told} == {
         family.name: list(family.labels) for family in families

@@ -572,15 +572,6 @@ async def test_one_refusal_says_more_than_what_else_failed() -> None:
     assert str(problem) in errno.errorcode.values()
 
 
-@pytest.fixture
-def none_left(monkeypatch: pytest.MonkeyPatch) -> Descriptors:
-    """Descriptors that have run out before, so that nothing more is told."""
-    descriptors = Descriptors(1024)
-    monkeypatch.setattr(descriptors, "_began_at", 0.0)
-    monkeypatch.setattr(dialing, "descriptors", descriptors)
-    return descriptors
-
-
 def refusals_of(descriptors: Descriptors) -> float:
     return {family.name: number for family, (_, number) in descriptors.read()}["relay_descriptor_refusals_total"]
 
