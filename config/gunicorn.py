@@ -40,6 +40,7 @@ from uvicorn.server import Server
 from uvicorn_worker import UvicornWorker
 
 from relay.serving import door, status
+from relay.upstreams import listeners
 
 logger = logging.getLogger(__name__)
 
@@ -280,6 +281,7 @@ class RelayWorker(UvicornWorker):
     async def _serve(self) -> None:
         """As UvicornWorker's, with our server."""
         keep_freed_memory()
+        listeners.tell(self.sockets)
         self.config.app = self.wsgi
         server = DrainingServer(
             self.config,

@@ -17,16 +17,17 @@ class RelayConfig(AppConfig):
         from relay.observing import access_log, descriptors
         from relay.observing import metrics as metrics_room
         from relay.serving import underway
-        from relay.upstreams import bulkheads, client, targets
+        from relay.upstreams import bulkheads, client, health, targets
 
-        for room in (client, descriptors, access_log, usage, watcher, jars, metrics_room):
+        for room in (client, descriptors, access_log, usage, health, watcher, jars, metrics_room):
             room.connect_signals()
-        for reading in (client.read, bulkheads.read, targets.read, watcher.read):
+        for reading in (client.read, bulkheads.read, targets.read, health.read, watcher.read):
             metrics_room.metrics.read_from(reading)
         for observed in (access_log.log, descriptors.descriptors):
             metrics_room.metrics.read_from(observed.read)
         consumers.follow_people()
         people.follow()
         watcher.subscribe(client.retire_pools)
+        watcher.subscribe(health.follow)
         watcher.subscribe(underway.judge_again)
         watcher.subscribe(jars.jars.follow)

@@ -153,6 +153,14 @@ class CallerTimedOut(RelayError):
     proxy_status = "http_request_error"
 
 
+class UploadTooSlow(RelayError):
+    status = 408
+    type = "upload-too-slow"
+    title = "The request body arrives too slowly"
+    advice = "Send the body faster, or ask an admin to lower the upstream's min upload bytes per second."
+    proxy_status = "http_request_error"
+
+
 class RequestHeadTimedOut(RelayError):
     status = 408
     type = "request-head-timeout"
@@ -246,7 +254,7 @@ class TooManyConnections(RelayError):
 class LoopDetected(RelayError):
     status = 508
     type = "loop"
-    title = "This request has been through this relay already"
+    title = "The upstream leads back to this relay"
     advice = "Ask an admin to look for an upstream whose base URL leads back to the relay."
     proxy_status = "proxy_loop_detected"
 

@@ -47,6 +47,7 @@ ASKS_THE_WALL_CLOCK = {
     "relay/serving/underway.py": "when keys end",
     "relay/signing.py": "when a signed URL ends",
     "relay/upstreams/exchange.py": "the time in an AWS signature",
+    "relay/upstreams/health.py": "a time for people, and of a file that others read",
     "relay/upstreams/probe.py": "how long a certificate lasts",
 }
 _NAMES = {("time", "time"), ("time", "time_ns"), ("datetime", "now"), ("datetime", "utcnow"), ("timezone", "now")}

@@ -71,6 +71,8 @@ WRONG = [
     ("connect_timeout_seconds", float("nan")),
     ("connect_timeout_seconds", float("inf")),
     ("total_timeout_seconds", 0),
+    ("min_upload_bytes_per_second", -1),
+    ("min_upload_bytes_per_second", 2**30 + 1),
     ("keepalive_seconds", -1),
     ("keepalive_seconds", float("nan")),
     ("max_request_bytes", -1),

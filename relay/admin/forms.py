@@ -38,6 +38,7 @@ class UpstreamForm(_UpstreamForm):
             "connect_timeout_seconds": "Connect (seconds)",
             "head_timeout_seconds": "Start of the answer (seconds)",
             "idle_timeout_seconds": "Silence (seconds)",
+            "min_upload_bytes_per_second": "Slowest upload (bytes per second)",
             "total_timeout_seconds": "Whole exchange (seconds)",
             "max_request_bytes": "Request body (bytes)",
             "max_response_bytes": "Answer (bytes)",

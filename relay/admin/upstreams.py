@@ -120,6 +120,7 @@ class UpstreamAdmin(Switches, _ModelAdmin):
                     "connect_timeout_seconds",
                     "head_timeout_seconds",
                     "idle_timeout_seconds",
+                    "min_upload_bytes_per_second",
                     "total_timeout_seconds",
                 )
             },

@@ -98,6 +98,8 @@ class Upstream:
     connect_timeout_seconds: float = 5.0
     head_timeout_seconds: float = 60.0
     idle_timeout_seconds: float = 300.0
+    min_upload_bytes_per_second: int = 240
+    """0: callers may send their bodies as slowly as they like."""
     total_timeout_seconds: float | None = None
     max_request_bytes: int | None = None
     max_response_bytes: int | None = None
@@ -167,17 +169,21 @@ _NOBODY = Roster()
 class Snapshot:
     """All enabled upstreams and live consumers at one revision. Immutable: `with_changes` gives the next one."""
 
-    __slots__ = ("_following_files", "_shards", "revision", "roster")
+    __slots__ = ("_checked", "_following_files", "_shards", "revision", "roster")
 
     def __init__(self, upstreams: Iterable[Upstream] = (), *, roster: Roster = _NOBODY, revision: int = 0) -> None:
         shards: _Shards = tuple({} for _ in range(SHARDS))
         following_files = set()
+        checked = set()
         for upstream in upstreams:
             key = upstream.slug.encode()
             shards[crc32(key) % SHARDS][key] = upstream
             if upstream.credential is not None and upstream.credential.files:
                 following_files.add(key)
+            if upstream.check is not None:
+                checked.add(key)
         self._following_files = frozenset(following_files)
+        self._checked = frozenset(checked)
         self._shards = shards
         self.roster = roster
         self.revision = revision
@@ -198,6 +204,7 @@ class Snapshot:
         shards = list(self._shards)
         copied: set[int] = set()
         following_files = set(self._following_files)
+        checked = set(self._checked)
 
         def shard_of(key: bytes) -> dict[bytes, Upstream]:
             index = crc32(key) % SHARDS
@@ -209,15 +216,20 @@ class Snapshot:
         for slug in removed:
             shard_of(slug.encode()).pop(slug.encode(), None)
             following_files.discard(slug.encode())
+            checked.discard(slug.encode())
         for upstream in changed:
             key = upstream.slug.encode()
             shard_of(key)[key] = upstream
             following_files.discard(key)
             if upstream.credential is not None and upstream.credential.files:
                 following_files.add(key)
+            checked.discard(key)
+            if upstream.check is not None:
+                checked.add(key)
         following = object.__new__(Snapshot)
         following._shards = tuple(shards)
         following._following_files = frozenset(following_files)
+        following._checked = frozenset(checked)
         following.roster = self.roster if roster is None else roster
         following.revision = revision
         return following
@@ -225,6 +237,16 @@ class Snapshot:
     def following_files(self) -> Iterator[Upstream]:
         """The upstreams whose credentials were read from files."""
         for key in self._following_files:
+            yield self._shards[crc32(key) % SHARDS][key]
+
+    @property
+    def has_checks(self) -> bool:
+        """Whether targets of any upstream are to be checked."""
+        return bool(self._checked)
+
+    def checked(self) -> Iterator[Upstream]:
+        """The upstreams whose targets are to be checked."""
+        for key in self._checked:
             yield self._shards[crc32(key) % SHARDS][key]
 
     def not_shared_with(self, following: Snapshot) -> list[Upstream | Consumer | ApiKey | Signer]:

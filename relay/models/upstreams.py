@@ -33,6 +33,7 @@ LARGEST_BUFFER_BYTES = 2**31
 MOST_CONNECTIONS = 65_535
 MOST_RETRIES = 5
 MOST_FAILURES = 1000
+MOST_BYTES_PER_SECOND = 2**30
 POINTING_FIELDS = ("base_url", "host_header", "allowed_networks", "verify_tls", "ca_bundle", "outbound_proxy")
 """Where an upstream points, and whom it takes for that: what the right `point_upstream` is about."""
 LONGEST_MAX_AGE_SECONDS = 24 * 3600
@@ -171,6 +172,14 @@ class Upstream(Recorded):
         default=300.0,
         validators=_seconds,
         help_text="Longest silence between two pieces of a body, either way. Set it above an event stream's heartbeat.",
+    )
+    min_upload_bytes_per_second = models.PositiveIntegerField(
+        default=240,
+        validators=[MinValueValidator(0), MaxValueValidator(MOST_BYTES_PER_SECOND)],
+        help_text=(
+            "Callers that send a request body slower, on average and after a grace, get 408. Write 0 for streams that "
+            "say something now and then, such as a conversation both ways."
+        ),
     )
     total_timeout_seconds = models.FloatField(
         null=True,
@@ -422,6 +431,10 @@ class Upstream(Recorded):
                 & _between("keepalive_seconds", 0, LONGEST_SECONDS)
                 & _empty_or_between("total_timeout_seconds", SHORTEST_SECONDS, LONGEST_SECONDS),
                 name="relay_upstream_timeouts",
+            ),
+            models.CheckConstraint(
+                condition=_between("min_upload_bytes_per_second", 0, MOST_BYTES_PER_SECOND),
+                name="relay_upstream_upload_rate",
             ),
             models.CheckConstraint(
                 condition=_between("max_concurrent", 1, MOST_CONNECTIONS)

@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -33,6 +33,7 @@ MAX_WAITING_LINES = 20_000
 MAX_PATH_BYTES = 1024
 """What of a path is in its line, for callers decide how long one is."""
 NEWLINE = ord("\n")
+PHASES = ("pool", "dns", "connect", "proxy", "tls")
 CLOSE_SECONDS = 1.0
 """How long the end waits for a reader that takes nothing."""
 
@@ -75,6 +76,8 @@ class Entry:
     """How often it was sent, or tried to be."""
     queued_seconds: float = 0.0
     """How long it waited for its turn at the upstream."""
+    phases: Mapping[str, float] = field(default_factory=dict)
+    """Seconds that went by until it had a connection: `pool` (waiting for one), `dns`, `connect`, `proxy`, `tls`."""
     wall: float = field(default_factory=time.time)
 
     def failed(self, problem: RelayError) -> None:
@@ -97,6 +100,9 @@ class Entry:
                 extras += f',"consumer":{_quoted(self.consumer)}'
         if self.queued_seconds:
             extras += f',"queued_ms":{self.queued_seconds * 1000:.2f}'
+        for phase in PHASES if self.phases else ():
+            if phase in self.phases:
+                extras += f',"{phase}_ms":{self.phases[phase] * 1000:.2f}'
         if self.would_refuse:
             extras += f',"would_refuse":{_quoted(self.would_refuse)}'
         return (

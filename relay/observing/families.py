@@ -7,6 +7,7 @@ ten of them.
 from __future__ import annotations
 
 import json
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -29,6 +30,21 @@ class Family:
     merge: Literal["sum", "max", "min"] = "sum"
 
 
+class Histogram:
+    """How long something took, each time."""
+
+    __slots__ = ("buckets", "seconds")
+
+    def __init__(self) -> None:
+        self.buckets = [0] * (len(BUCKETS) + 1)
+        """Counts, not yet summed up; the last one is for all beyond the bounds."""
+        self.seconds = 0.0
+
+    def count(self, seconds: float) -> None:
+        self.buckets[bisect_left(BUCKETS, seconds)] += 1
+        self.seconds += seconds
+
+
 class Numbers:
     """Samples by family. Histograms are kept as their buckets, `sum` and `count` under labels of their own."""
 
@@ -47,10 +63,10 @@ class Numbers:
         else:
             held[labels] = max(held[labels], value) if family.merge == "max" else min(held[labels], value)
 
-    def add_histogram(self, family: Family, labels: tuple[str, ...], buckets: list[int], seconds: float) -> None:
-        for bound, count in zip((*BUCKETS, "+Inf"), buckets, strict=True):
+    def add_histogram(self, family: Family, labels: tuple[str, ...], histogram: Histogram) -> None:
+        for bound, count in zip((*BUCKETS, "+Inf"), histogram.buckets, strict=True):
             self.add(family, ((*labels, str(bound)), count))
-        self.add(family, ((*labels, "sum"), seconds))
+        self.add(family, ((*labels, "sum"), histogram.seconds))
 
     def merge(self, other: Numbers, *, lasting_only: bool = False) -> None:
         """Add those of another worker; of one that is gone only what lasts: counters and histograms."""

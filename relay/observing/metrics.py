@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any
 
 from relay import conf
 from relay.observing.access_log import Entry
-from relay.observing.families import BUCKETS, Family, Numbers, Sample, render
+from relay.observing.families import Family, Histogram, Numbers, Sample, render
 from relay.observing.shelf import Shelf
 from relay.signals import server_shutdown, server_startup
 
@@ -42,14 +41,14 @@ CLOSE_SECONDS = 1.0
 class _Meter:
     """One upstream's counts."""
 
-    __slots__ = ("bytes_in", "bytes_out", "ended", "head_seconds", "heads", "total_seconds", "totals")
+    __slots__ = ("bytes_in", "bytes_out", "connects", "ended", "heads", "queues", "totals")
 
     def __init__(self) -> None:
         self.ended: dict[tuple[str, int], int] = {}
-        self.heads = [0] * (len(BUCKETS) + 1)
-        self.head_seconds = 0.0
-        self.totals = [0] * (len(BUCKETS) + 1)
-        self.total_seconds = 0.0
+        self.queues = Histogram()
+        self.connects = Histogram()
+        self.heads = Histogram()
+        self.totals = Histogram()
         self.bytes_in = 0
         self.bytes_out = 0
 
@@ -62,6 +61,15 @@ EXCHANGES = Family(
 )
 REQUEST_BYTES = Family("relay_request_body_bytes_total", "counter", "Bytes of bodies passed up.", ("upstream",))
 RESPONSE_BYTES = Family("relay_response_body_bytes_total", "counter", "Bytes of bodies passed down.", ("upstream",))
+QUEUE = Family(
+    "relay_queue_seconds", "histogram", "How long exchanges waited for their turn, of those that had to.", ("upstream",)
+)
+CONNECT = Family(
+    "relay_upstream_connect_seconds",
+    "histogram",
+    "Until there was a connection, name look-up and TLS included, of exchanges that no idle one was there for.",
+    ("upstream",),
+)
 HEAD = Family(
     "relay_response_head_seconds", "histogram", "From the request until the answer's head is there.", ("upstream",)
 )
@@ -105,13 +113,13 @@ class Metrics:
         ended[key] = ended.get(key, 0) + 1
         meter.bytes_in += entry.bytes_in
         meter.bytes_out += entry.bytes_out
-        seconds = now - entry.started
-        meter.totals[bisect_left(BUCKETS, seconds)] += 1
-        meter.total_seconds += seconds
+        meter.totals.count(now - entry.started)
         if entry.head_at:
-            seconds = entry.head_at - entry.started
-            meter.heads[bisect_left(BUCKETS, seconds)] += 1
-            meter.head_seconds += seconds
+            meter.heads.count(entry.head_at - entry.started)
+        if entry.queued_seconds:
+            meter.queues.count(entry.queued_seconds)
+        if entry.phases:
+            meter.connects.count(sum(entry.phases.values()))
 
     def _new_meter(self, slug: str) -> _Meter:
         if len(self._meters) >= MAX_UPSTREAMS and slug != NONE:
@@ -194,8 +202,10 @@ class Metrics:
                 numbers.add(EXCHANGES, ((slug, outcome, f"{status_class}xx" if status_class else "none"), count))
             numbers.add(REQUEST_BYTES, ((slug,), meter.bytes_in))
             numbers.add(RESPONSE_BYTES, ((slug,), meter.bytes_out))
-            numbers.add_histogram(HEAD, (slug,), meter.heads, meter.head_seconds)
-            numbers.add_histogram(TOTAL, (slug,), meter.totals, meter.total_seconds)
+            numbers.add_histogram(QUEUE, (slug,), meter.queues)
+            numbers.add_histogram(CONNECT, (slug,), meter.connects)
+            numbers.add_histogram(HEAD, (slug,), meter.heads)
+            numbers.add_histogram(TOTAL, (slug,), meter.totals)
         numbers.add(WORKERS, ((), 1))
         numbers.add(LAG, ((), self._worst_lag))
         numbers.add(STARTED, ((), self._started))

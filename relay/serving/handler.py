@@ -87,6 +87,7 @@ class RelayHandler(ASGIHandler):
             if exchange is not None:
                 entry.bytes_out = exchange.body_bytes
                 entry.queued_seconds = exchange.queued_seconds
+                entry.phases = exchange.phases
                 entry.attempts = exchange.attempts
                 if exchange.target is not None:
                     entry.target = exchange.target.name

@@ -422,7 +422,7 @@ class RelayProtocol(HttpToolsProtocol):
         if cycle is None or self._upgrading:
             return
         if cycle.response_complete:
-            self._watch_idleness()
+            # The rest of it has the keep-alive time, which began with the answer's end: nobody drips for ever.
             return
         if cycle.take_body(body) > HIGH_WATER_LIMIT:
             self.flow.pause_reading()

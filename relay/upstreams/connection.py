@@ -62,9 +62,12 @@ class Connection(asyncio.Protocol):
         "_on_lost",
         "_reader",
         "_room",
+        "address",
         "has_ended",
         "has_served",
+        "is_left",
         "is_lost",
+        "leave_at",
         "silence",
         "standing",
         "transport",
@@ -83,6 +86,12 @@ class Connection(asyncio.Protocol):
         self.has_ended = False
         """After a switch of protocols: we send no more."""
         self.is_lost = False
+        self.address = ""
+        """Of the other end."""
+        self.leave_at: float | None = None
+        """When to use it no more: the name leads elsewhere by now. On the loop's clock."""
+        self.is_left = False
+        """That moment has come."""
         self._reader = AnswerReader()
         self._is_reading = True
         self._room: asyncio.Future[None] | None = None

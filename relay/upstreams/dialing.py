@@ -1,8 +1,9 @@
 """Makes connections to an upstream: resolved, judged, connected, through its proxy, secured.
 
 Theory of operation. `Dialer.dial` takes a connection through its phases: the name's addresses (`names`), the guard's
-judgement of all of them (`egress`), TCP by Happy Eyeballs (RFC 8305), where each address is judged once more before its
-socket exists, then, as the upstream asks for it, TLS with the proxy, a tunnel (CONNECT), and TLS with the upstream.
+judgement of all of them (`egress`), TCP by Happy Eyeballs (RFC 8305) in an order that spreads connections over them
+(`spread`), where each address is judged once more before its socket exists, then, as the upstream asks for it, TLS with
+the proxy, a tunnel (CONNECT), and TLS with the upstream.
 
 Each layer of the connection is held by a `_Landing`, a protocol that keeps what comes until somebody takes over. Only
 when all is done is the caller's protocol made, and it then sees everything as if it had been there from the start. One
@@ -21,13 +22,14 @@ import asyncio
 import contextlib
 import errno
 import os
+import random
 import re
 import socket
 import ssl
 import time
 import weakref
 from base64 import b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
 import aiohappyeyeballs
@@ -37,9 +39,10 @@ from relay.catalog import Target, Upstream
 from relay.observing.descriptors import USED_UP, descriptors, next_number
 from relay.rules.credentials import ClientCertificate
 from relay.rules.urls import ProxyUrl, parse_proxy_url
-from relay.upstreams import faults
+from relay.upstreams import faults, listeners
 from relay.upstreams.egress import AddrInfo, EgressDenied, Guard, show_certificate, tls_context
 from relay.upstreams.names import Found, Names
+from relay.upstreams.spread import Spread
 
 NEXT_ADDRESS_SECONDS = 0.25
 """RFC 8305 section 5: how long one address has before the next is tried beside it."""
@@ -75,6 +78,7 @@ class Dialer:
         self.proxy_authorization = credentials if self.tells_proxy else b""
         self._guard = Guard(upstream.allowed_networks)
         self._names = names
+        self._spread = Spread(random.random)
         self._host, self._port = (proxy.host, proxy.port) if proxy else (target.host, target.port)
         # A proxy resolves names; an address it is told is judged like one that is connected to.
         self._told_address = target.host if proxy is not None and _is_address(target.host) else ""
@@ -95,14 +99,17 @@ class Dialer:
         # Whoever saves an upstream anew sees at once what its name leads to now.
         names.forget(self._host, self._port)
 
-    async def dial(self, make_protocol: Callable[[], P]) -> P:
+    async def dial(self, make_protocol: Callable[[], P], phases: faults.Phases | None = None) -> P:
         """A protocol from `make_protocol`, connected all the way. It is made when everything else has succeeded.
 
-        Whenever this is cancelled, nothing stays open.
+        Whenever this is cancelled, nothing stays open. The seconds that each phase took are added to `phases`.
         """
-        attempt = _Attempt()
+        attempt = _Attempt({} if phases is None else phases)
         try:
-            landing = await self._make(attempt)
+            try:
+                landing = await self._make(attempt)
+            finally:
+                attempt.end_phase()
         except BaseException as problem:
             attempt.give_up()
             fault = problem
@@ -123,6 +130,12 @@ class Dialer:
             raise
         return protocol
 
+    def known_addresses(self) -> tuple[frozenset[str] | None, float]:
+        """What the name leads to as far as is known, None where it is not, and when that is to be asked again, on the
+        loop's clock. What has run out is looked up anew in the background."""
+        found, runs_out = self._names.known(self._host, self._port)
+        return (None if found is None else frozenset(address_of(info[4]) for info in found)), runs_out
+
     def remember_session(self, transport: asyncio.BaseTransport) -> None:
         """Resume this connection's TLS session in the next ones. For a connection that an exchange ended well on.
 
@@ -133,47 +146,59 @@ class Dialer:
             tls.context.remember(tls)
 
     async def _make(self, attempt: _Attempt) -> _Landing:
-        attempt.phase = "egress"
+        attempt.enter("egress")
         if self._told_address:
             self._guard.check(self._told_address)
-        attempt.phase = "dns"
+        attempt.enter("dns")
         found = await self._names.resolve(self._host, self._port)
-        attempt.phase = "egress"
+        attempt.enter("egress")
         self._guard.check_all(found)
-        attempt.phase = "connect"
+        attempt.enter("connect")
         landing = await attempt.take(await self._connect(found))
         if self._proxy_tls is not None:
-            attempt.phase = "proxy"
+            attempt.enter("proxy")
             landing = await self._proxy_tls.secure(landing)
         if self._connect_request:
-            attempt.phase = "proxy"
+            attempt.enter("proxy")
             await _open_tunnel(landing, self._connect_request)
             # Its tickets have come by now.
             self.remember_session(landing.transport)
         if self._tls is not None:
-            attempt.phase = "tls"
+            attempt.enter("tls")
             landing = await self._tls.secure(landing)
         return landing
 
     async def _connect(self, found: Found) -> socket.socket:
-        denied: list[EgressDenied] = []
+        denied: list[Exception] = []
+        tried: list[AddrInfo] = []
+        loop = asyncio.get_running_loop()
 
         def open_socket(info: AddrInfo) -> socket.socket:
+            tried.append(info)
             try:
                 opened = self._guard.open_socket(info)
             except EgressDenied as problem:
                 denied.append(problem)
                 raise
-            if opened.fileno() >= descriptors.upstreams_end:
+            try:
+                if opened.fileno() >= descriptors.upstreams_end:
+                    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+                if listeners.is_own(info[4]):
+                    denied.append(faults.LedBack("a socket of the relay's own"))
+                    raise OSError(errno.ELOOP, "leads back")
+            except OSError:
                 opened.close()
-                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+                raise
             return opened
 
         task = cast("asyncio.Task[Any]", asyncio.current_task())
         cancellations = task.cancelling()
         try:
             connected = await aiohappyeyeballs.start_connection(
-                found, happy_eyeballs_delay=NEXT_ADDRESS_SECONDS, interleave=1, socket_factory=open_socket
+                self._spread.order(found, loop.time()),
+                happy_eyeballs_delay=NEXT_ADDRESS_SECONDS,
+                interleave=1,
+                socket_factory=open_socket,
             )
         except (OSError, RuntimeError) as problem:
             # uvloop has RuntimeErrors here.
@@ -189,6 +214,9 @@ class Dialer:
             if task.cancelling() > cancellations:
                 raise asyncio.CancelledError
             _set_options(connected)
+            if len(tried) > 1:
+                reached = connected.getpeername()
+                self._spread.spare([info for info in tried if info[4][:2] != reached[:2]], loop.time())
         except BaseException:
             connected.close()
             raise
@@ -221,10 +249,23 @@ class Dialer:
 class _Attempt:
     """One connection while it is made."""
 
-    def __init__(self) -> None:
+    def __init__(self, phases: faults.Phases) -> None:
         self.phase: faults.Phase = "dns"
+        self._phases = phases
+        self._loop = asyncio.get_running_loop()
+        self._entered = self._loop.time()
         self._transport: asyncio.Transport | None = None
         """TCP's. All layers go with it."""
+
+    def enter(self, phase: faults.Phase) -> None:
+        self.end_phase()
+        self.phase = phase
+
+    def end_phase(self) -> None:
+        """What the phase took is noted."""
+        now = self._loop.time()
+        self._phases[self.phase] = self._phases.get(self.phase, 0.0) + now - self._entered
+        self._entered = now
 
     async def take(self, connected: socket.socket) -> _Landing:
         landing = _Landing(in_tls=False)
@@ -437,6 +478,11 @@ def _credentials(proxy: ProxyUrl | None) -> bytes:
     if proxy is None or proxy.username is None:
         return b""
     return b"Basic " + b64encode(f"{proxy.username}:{proxy.password or ''}".encode())
+
+
+def address_of(where: Sequence[Any]) -> str:
+    """Of a socket's place, without the name of an interface."""
+    return str(where[0]).partition("%")[0]
 
 
 def _is_address(host: str) -> bool:

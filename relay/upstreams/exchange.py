@@ -73,6 +73,7 @@ class Exchange:
         "attempts",
         "body_bytes",
         "method",
+        "phases",
         "queued_seconds",
         "request_body",
         "target",
@@ -90,6 +91,8 @@ class Exchange:
         self.request_body: RequestBody | None = None
         self.body_bytes = 0
         """Bytes of the answer's body passed on so far."""
+        self.phases: faults.Phases = {}
+        """What waiting for a connection and making it took, all attempts together."""
         self.queued_seconds = 0.0
         """How long it waited for a slot."""
         self._affinity = affinity
@@ -131,7 +134,7 @@ class Exchange:
         if grant is not None:
             token = await client.tokens.token(upstream, grant)
             pairs.append((b"authorization", b"Bearer " + token))
-        extensions: dict[str, Any] = {"upstream": upstream, "target": target}
+        extensions: dict[str, Any] = {"upstream": upstream, "target": target, "phases": self.phases}
         if on_interim is not None:
             extensions["interim"] = on_interim
         self._response = response = await self._send(client, pairs, extensions)
@@ -288,12 +291,14 @@ _PASSING = (faults.PortClosed, faults.HungUp)
 
 _ERRORS: tuple[tuple[type[httpx.HTTPError], type[errors.RelayError]], ...] = (
     (faults.AddressRefused, errors.EgressRefused),
+    (faults.LedBack, errors.LoopDetected),
     (faults.NameUnresolved, errors.NameUnresolved),
     (faults.PortClosed, errors.ConnectionRefused),
     (faults.OutOfFiles, errors.ServerFull),
     (faults.CertificateUntrusted, errors.CertificateRefused),
     (faults.HandshakeFailed, errors.TLSFailed),
     (faults.HeadTimeout, errors.HeadTimedOut),
+    (faults.UploadTooSlow, errors.UploadTooSlow),
     (faults.CallerStalled, errors.CallerTimedOut),
     (faults.HungUp, errors.UpstreamHungUp),
     (httpx.ConnectTimeout, errors.ConnectTimedOut),

@@ -14,6 +14,8 @@ from typing import Literal, TypeVar
 import httpx
 
 Phase = Literal["pool", "dns", "egress", "connect", "proxy", "tls", "request", "head", "body"]
+Phases = dict[str, float]
+"""How many seconds an exchange spent in each phase that it came through."""
 Problem = TypeVar("Problem", bound=httpx.TransportError)
 
 
@@ -42,6 +44,10 @@ def progress_of(problem: BaseException) -> Progress | None:
 
 class AddressRefused(httpx.ConnectError):
     """The egress guard refused an address the name resolved to, or the literal itself."""
+
+
+class LedBack(httpx.ConnectError):
+    """The address is one that the relay itself listens on."""
 
 
 class NameUnresolved(httpx.ConnectError):
@@ -74,3 +80,7 @@ class HeadTimeout(httpx.ReadTimeout):
 
 class CallerStalled(httpx.WriteTimeout):
     """The caller stopped sending its request body."""
+
+
+class UploadTooSlow(CallerStalled):
+    """The caller sends its request body below the rate that the upstream asks for."""

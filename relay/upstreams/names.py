@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import socket
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine
@@ -130,6 +131,20 @@ class Names:
         if isinstance(outcome, socket.gaierror):
             raise socket.gaierror(*outcome.args) from outcome
         return outcome
+
+    def known(self, host: str, port: int) -> tuple[Found | None, float]:
+        """The addresses of `host` as far as they are known, and until when, by the loop's clock. Waits for nothing:
+        what has run out is looked up anew in the background, and `None` stands for what is not known."""
+        if _literal(host, port) is not None:
+            return None, math.inf
+        key = (host, port)
+        now = asyncio.get_running_loop().time()
+        answer = self._answers.get(key)
+        if answer is not None and now < answer.runs_out:
+            return answer.found, answer.runs_out
+        if key not in self._look_ups and not self._closed and (answer is None or now >= answer.retry_at):
+            self._look_up(key)
+        return None, now + MIN_SECONDS
 
     def forget(self, host: str, port: int) -> None:
         """Look the name up anew at the next call, even if a look-up is under way."""

@@ -23,7 +23,7 @@ from relay.catalog import Target, Upstream
 from relay.rules import retries
 from relay.upstreams import faults, messages
 from relay.upstreams.connection import Connection
-from relay.upstreams.dialing import Dialer
+from relay.upstreams.dialing import Dialer, address_of
 from relay.upstreams.names import Names
 from relay.upstreams.wire import Wire
 
@@ -31,6 +31,8 @@ MAX_WAITERS = 1024
 """Callers that wait for a connection; further ones are told at once that the upstream is full."""
 MAX_STALE_ATTEMPTS = 2
 """How many pooled connections that turn out dead one request may meet; after them it gets a new one."""
+LEAVING_SECONDS = 60.0
+"""How long a connection is used on after the name was found not to lead to its address any more."""
 MAX_ATTEMPTS = 8
 """Of one request in all: where no new connection may be made, others' are handed on, and may turn out dead, too."""
 
@@ -54,6 +56,8 @@ class Pool:
         self._open = 0
         self._connections: set[Connection] = set()
         """Those that were made and are not lost yet."""
+        self._look_at = 0.0
+        """When to ask what the name leads to by now."""
         self._expiry: asyncio.TimerHandle | None = None
         self._on_closed: Callable[[Pool], None] | None = None
         self._is_closed = False
@@ -119,22 +123,46 @@ class Pool:
     def waiting(self) -> int:
         return len(self._waiters)
 
+    # Where the name leads by now.
+
+    def _look_again(self, now: float) -> None:
+        """Leave connections to addresses that the name led to once and does not any more. Answers that change all the
+        time are some balancers' way, so those have `LEAVING_SECONDS` left."""
+        addresses, self._look_at = self._dialer.known_addresses()
+        if addresses is None:
+            return
+        for connection in list(self._connections):
+            if connection.address in addresses:
+                connection.leave_at = None
+                continue
+            if connection.leave_at is None:
+                connection.leave_at = now + LEAVING_SECONDS
+            if connection.leave_at > now:
+                self._look_at = min(self._look_at, connection.leave_at)
+                continue
+            connection.is_left = True
+            if self._idle.pop(connection, None) is not None:
+                connection.close()
+
     # An exchange.
 
     async def send(self, request: httpx.Request) -> httpx.Response:
         """The pool must have been entered; it is left when the response is closed, or here when there is none."""
         has_body = messages.has_body(request)
+        phases: faults.Phases = request.extensions.get("phases", {})
         attempts = 0
         wire: Wire | None = None
         try:
             head = self._head(request)
+            if (now := self._loop.time()) >= self._look_at:
+                self._look_again(now)
             while True:
                 attempts += 1
                 if attempts > MAX_STALE_ATTEMPTS:
                     self._make_room()
-                    connection = await self._obtain()
+                    connection = await self._obtain(phases)
                 else:
-                    connection = self._take() or await self._obtain()
+                    connection = self._take() or await self._obtain(phases)
                 is_reused = connection.has_served
                 wire = Wire(connection, self.upstream)
                 try:
@@ -195,18 +223,22 @@ class Pool:
         if self._idle and self._open >= self.upstream.max_connections:
             next(iter(self._idle)).abort()
 
-    async def _obtain(self) -> Connection:
+    async def _obtain(self, phases: faults.Phases) -> Connection:
         """A new connection, or the first that comes free. The connect time-out is for waiting and making it alike."""
         if self._is_aborted:
             raise _aborted()
-        deadline = self._loop.time() + self.upstream.connect_timeout_seconds
+        began = self._loop.time()
+        deadline = began + self.upstream.connect_timeout_seconds
         if self._open >= self.upstream.max_connections or self._waiters:
-            connection = await self._wait(deadline)
+            try:
+                connection = await self._wait(deadline)
+            finally:
+                phases["pool"] = phases.get("pool", 0.0) + self._loop.time() - began
             if connection is not None:
                 return connection
         else:
             self._open += 1
-        return await self._make(deadline)
+        return await self._make(deadline, phases)
 
     async def _wait(self, deadline: float) -> Connection | None:
         if len(self._waiters) >= MAX_WAITERS:
@@ -232,17 +264,19 @@ class Pool:
     def _full(self, reason: str) -> httpx.TransportError:
         return faults.placed(httpx.PoolTimeout(reason), faults.Progress("pool"))
 
-    async def _make(self, deadline: float) -> Connection:
+    async def _make(self, deadline: float, phases: faults.Phases) -> Connection:
         """`_open` counts it already."""
         try:
             async with asyncio.timeout_at(deadline):
-                connection = await self._dialer.dial(Connection)
+                connection = await self._dialer.dial(Connection, phases)
         except BaseException as problem:
             self._place_came_free()
             if isinstance(problem, TimeoutError):
                 raise faults.placed(httpx.ConnectTimeout("connect"), faults.Progress("connect")) from None
             raise
         connection.belong(on_free=self._free, on_lost=self._lost)
+        if connection.transport is not None:
+            connection.address = address_of(connection.transport.get_extra_info("peername") or ("",))
         self._connections.add(connection)
         if connection.is_lost:
             self._lost(connection)
@@ -255,7 +289,7 @@ class Pool:
         """An exchange ended well, or a waiter did not want it after all."""
         if self._is_secure and connection.transport is not None:
             self._dialer.remember_session(connection.transport)
-        if self._is_closed or not self.upstream.keepalive_seconds or not connection.is_usable:
+        if self._is_closed or not self.upstream.keepalive_seconds or connection.is_left or not connection.is_usable:
             connection.close()
             return
         waiter = self._next_waiter()

@@ -11,7 +11,7 @@ import httpx
 class Silence:
     """A timer that fails a reader after some seconds without progress. Watching anew costs no new timer."""
 
-    __slots__ = ("_deadline", "_handle", "_loop", "_on_silence", "_problem")
+    __slots__ = ("_deadline", "_handle", "_loop", "_on_silence", "_problem", "_text")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, on_silence: Callable[[Exception], None]) -> None:
         self._loop = loop
@@ -19,11 +19,13 @@ class Silence:
         self._deadline: float | None = None
         self._handle: asyncio.TimerHandle | None = None
         self._problem: type[httpx.TransportError] | None = None
+        self._text = ""
 
-    def watch(self, seconds: float, problem: type[httpx.TransportError]) -> None:
-        """From now on, `seconds` of silence fail the reader with a `problem`."""
+    def watch(self, seconds: float, problem: type[httpx.TransportError], text: str = "silence") -> None:
+        """From now on, `seconds` of silence fail the reader with a `problem` that says `text`."""
         self._deadline = self._loop.time() + seconds
         self._problem = problem
+        self._text = text
         handle = self._handle
         if handle is None:
             self._handle = self._loop.call_later(seconds, self._check)
@@ -56,7 +58,7 @@ class Silence:
         if remaining > 0.001:
             self._handle = self._loop.call_later(remaining, self._check)
         else:
-            self._on_silence(self._problem("silence"))
+            self._on_silence(self._problem(self._text))
 
 
 def _nobody(_: Exception) -> None:

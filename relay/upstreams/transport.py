@@ -7,10 +7,10 @@ when its last exchange ends. A connection opened under one upstream's rules neve
 
 The seam is httpx's interface. Request extensions read: `upstream` (`relay.catalog.Upstream`), `place` (the one of its
 `relay.catalog.Target`s to go to; without it, the first), `target` (the exact request target, bytes), `interim` (called
-with status and header pairs of each interim answer but 100), `upgrade` (present: 101 is welcome). Response extensions
-given: `trailers` (header pairs; complete when the body has ended), `network_stream` (after 101:
-`relay.upstreams.duplex.DuplexStream`). Raises what `httpx` and `relay.upstreams.faults` define, each with its
-`faults.Progress`.
+with status and header pairs of each interim answer but 100), `upgrade` (present: 101 is welcome), `phases` (a
+`faults.Phases` that is added to where a connection is waited for or made). Response extensions given: `trailers`
+(header pairs; complete when the body has ended), `network_stream` (after 101: `relay.upstreams.duplex.DuplexStream`).
+Raises what `httpx` and `relay.upstreams.faults` define, each with its `faults.Progress`.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from relay.upstreams import faults
 from relay.upstreams.connection import Connection
 from relay.upstreams.duplex import DuplexStream
 from relay.upstreams.messages import SeamResponse
-from relay.upstreams.silence import Silence
+from relay.upstreams.pace import UploadPace
 from relay.upstreams.states import Event
 
 READ_BUFFER_BYTES = 256 * 1024
@@ -55,7 +55,7 @@ class Wire(httpx.AsyncByteStream, httpx.SyncByteStream):
         "_queue",
         "_status",
         "_upload",
-        "_upload_silence",
+        "_upload_pace",
         "_waiter",
         "on_closed",
         "request_sent",
@@ -89,8 +89,7 @@ class Wire(httpx.AsyncByteStream, httpx.SyncByteStream):
         self._awaits_go_ahead = False
         self._go_ahead: asyncio.Future[None] | None = None
         self._upload: asyncio.Task[None] | None = None
-        # While bodies go both ways, what moves in one direction counts for the other too.
-        self._upload_silence: Silence | None = None
+        self._upload_pace: UploadPace | None = None
 
     async def exchange(self, request: httpx.Request, head: bytes, *, has_body: bool) -> httpx.Response:
         """Send `request`, whose head is `head` on the wire; its answer, whose body streams from here."""
@@ -198,16 +197,15 @@ class Wire(httpx.AsyncByteStream, httpx.SyncByteStream):
     async def _send_body(self, request: httpx.Request, connection: Connection, remaining: int | None) -> None:
         """`remaining` bytes, or chunks. Runs beside the reading of the answer, which may come first. What goes wrong
         fails the reader."""
-        idle = self.upstream.idle_timeout_seconds
-        timer = self._upload_silence = Silence(self._loop, self.fail)
+        pace = self._upload_pace = UploadPace(self._loop, self.upstream, self.fail)
         try:
             if self._awaits_go_ahead:
                 await self._until_told_to_go_on()
-            timer.watch(idle, faults.CallerStalled)
+            pace.await_caller()
             async for chunk in cast(AsyncIterator[bytes], request.stream):
                 if not chunk:
                     continue
-                timer.watch(idle, httpx.WriteTimeout)
+                pace.await_upstream(len(chunk))
                 if remaining is None:
                     await connection.send(b"%x\r\n" % len(chunk), chunk, b"\r\n")
                 else:
@@ -215,12 +213,13 @@ class Wire(httpx.AsyncByteStream, httpx.SyncByteStream):
                     if remaining < 0:
                         raise httpx.LocalProtocolError("the request's body is longer than announced")
                     await connection.send(chunk)
-                timer.watch(idle, faults.CallerStalled)
+                pace.await_caller()
                 if self._status and self._connection is not None:
-                    connection.silence.extend(idle)
+                    # The answer's silence is broken by what moves up, as the upload's is by the answer.
+                    connection.silence.extend(self.upstream.idle_timeout_seconds)
             if remaining:
                 raise httpx.LocalProtocolError("the request's body is shorter than announced")
-            timer.watch(idle, httpx.WriteTimeout)
+            pace.await_upstream(0)
             if remaining is None:
                 await connection.send(b"0\r\n\r\n")
             if self._connection is not None:
@@ -235,7 +234,7 @@ class Wire(httpx.AsyncByteStream, httpx.SyncByteStream):
             self._upload = None
             self.fail(problem)
         finally:
-            timer.stop()
+            pace.stop()
 
     async def _until_told_to_go_on(self) -> None:
         """Until 100 or `CONTINUE_SECONDS`. A final answer instead says that the body is not wanted."""
@@ -261,8 +260,8 @@ class Wire(httpx.AsyncByteStream, httpx.SyncByteStream):
         upload, self._upload = self._upload, None
         if upload is not None:
             upload.cancel()
-        if self._upload_silence is not None:
-            self._upload_silence.stop()
+        if self._upload_pace is not None:
+            self._upload_pace.stop()
 
     # The answer's body.
 
@@ -286,8 +285,8 @@ class Wire(httpx.AsyncByteStream, httpx.SyncByteStream):
             finally:
                 if self._connection is not None:
                     self._connection.silence.pause()
-            if self._upload_silence is not None:
-                self._upload_silence.extend(idle)
+            if self._upload_pace is not None:
+                self._upload_pace.answer_moved()
         return self._take()
 
     def _take(self) -> bytes:

@@ -189,6 +189,13 @@ def _is_of_relay(task: asyncio.Task[Any]) -> bool:
     return code is not None and Path(code.co_filename).is_relative_to(PROJECT / "relay")
 
 
+async def seconds(duration: float) -> None:
+    """For where time itself is what is tested."""
+    over = asyncio.Event()
+    asyncio.get_running_loop().call_later(duration, over.set)
+    await over.wait()
+
+
 async def until(true: Callable[[], object], *, within: float = 2.0) -> None:
     """Waits until it is so, letting the loop turn; for what tells of itself by no event."""
     try:

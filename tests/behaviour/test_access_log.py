@@ -20,7 +20,7 @@ from relay.observing.access_log import AccessLog, Entry
 from relay.upstreams import bulkheads
 from tests.behaviour.conftest import Relayed, until
 from tests.caller import Caller, request_bytes
-from tests.origin import Gate, Origin, counted, drip, hang, raw, reply, truncate, upload_sink
+from tests.origin import Gate, Origin, counted, drip, hang, raw, refusing_port, reply, truncate, upload_sink
 from tests.serving_ground import Ground, Message, disk_with_room_for
 
 Lines = Callable[[int], Awaitable[list[dict[str, Any]]]]
@@ -146,6 +146,32 @@ async def test_waiting_for_a_turn_is_told_of(
     left, waited = await lines(2)
     assert "queued_ms" not in left
     assert 0 < waited["queued_ms"] <= waited["head_ms"]
+
+
+async def test_a_line_tells_where_it_went_and_what_a_connection_took(
+    origin: Origin, relayed: Relayed, caller: Caller, lines: Lines
+) -> None:
+    relayed()
+    await caller.get(b"/relay/o/x")
+    await caller.get(b"/relay/o/x")
+    first, second = await lines(2)
+    for line in (first, second):
+        assert (line["target"], line["attempts"]) == (f"127.0.0.1:{origin.port}", 1)
+    assert 0 <= first["dns_ms"] <= first["head_ms"]
+    assert 0 < first["connect_ms"] <= first["head_ms"]
+    assert not {"pool_ms", "proxy_ms", "tls_ms"} & set(first)
+    assert not {"pool_ms", "dns_ms", "connect_ms"} & set(second), "its connection was there already"
+
+
+async def test_a_line_tells_what_a_connection_that_did_not_come_about_took(
+    relayed: Relayed, caller: Caller, lines: Lines
+) -> None:
+    with refusing_port() as port:
+        relayed(port=port, max_retries=2)
+        assert (await caller.get(b"/relay/o/x")).status == 502
+    [line] = await lines(1)
+    assert (line["outcome"], line["attempts"]) == ("connection-refused", 3)
+    assert 0 < line["connect_ms"] <= line["total_ms"]
 
 
 async def test_who_is_refused_at_once_has_not_waited(

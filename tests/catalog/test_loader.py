@@ -59,6 +59,7 @@ def test_every_field_arrives_in_the_snapshot() -> None:
         allowed_methods="get, post",
         allowed_networks="10.0.0.0/8",
         total_timeout_seconds=9,
+        min_upload_bytes_per_second=4,
         max_request_bytes=5,
         max_response_bytes=6,
         delivery="buffered",
@@ -88,6 +89,7 @@ def test_every_field_arrives_in_the_snapshot() -> None:
     assert upstream.methods == {"GET", "POST"}
     assert upstream.allowed_networks == (ip_network("10.0.0.0/8"),)
     assert upstream.total_timeout_seconds == 9.0
+    assert upstream.min_upload_bytes_per_second == 4
     assert (upstream.max_request_bytes, upstream.max_response_bytes, upstream.max_buffered_bytes) == (5, 6, 7)
     assert upstream.caller_host
     assert (upstream.relays_cookies, upstream.keeps_jar) == (False, True)
@@ -164,6 +166,7 @@ def test_an_unreadable_row_is_left_out_and_named_and_takes_no_other_with_it(capl
         ("outbound_proxy", "ftp://user:s3cret@x"),
         ("connect_timeout_seconds", "soon"),
         ("max_concurrent", "many"),
+        ("min_upload_bytes_per_second", "few"),
         ("cors_max_age_seconds", "long"),
         ("cors_allowed_headers", "x-a: s3cret"),
         ("cors_exposed_headers", "x-a(s3cret)"),

@@ -6,6 +6,7 @@ from typing import Any
 
 from relay.catalog import Snapshot, Upstream
 from relay.catalog.snapshot import HeaderChanges, free_in_slices
+from relay.rules.health import Check
 
 
 def upstream(slug: str, **fields: Any) -> Upstream:
@@ -56,3 +57,22 @@ def test_secrets_are_not_in_the_repr() -> None:
     assert "s3cret" not in shown
     assert changes
     assert not HeaderChanges()
+
+
+def test_a_snapshot_knows_whose_targets_are_checked() -> None:
+    check = Check(
+        target=b"/healthz",
+        method="GET",
+        statuses=frozenset({200}),
+        body=b"",
+        interval_seconds=10.0,
+        timeout_seconds=5.0,
+        failures=3,
+        successes=2,
+    )
+    first = Snapshot([upstream("a", check=check), upstream("b")], revision=1)
+    assert [one.slug for one in first.checked()] == ["a"]
+    second = first.with_changes([upstream("a"), upstream("b", check=check)], [], revision=2)
+    assert [one.slug for one in second.checked()] == ["b"]
+    third = second.with_changes([], ["b"], revision=3)
+    assert (list(third.checked()), third.has_checks, first.has_checks) == ([], False, True)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from relay.observing.families import BUCKETS, Family, Numbers, render
+from relay.observing.families import BUCKETS, Family, Histogram, Numbers, render
 
 COUNTER = Family("relay_things_total", "counter", "Things.", ("upstream",))
 WORST = Family("relay_worst_seconds", "gauge", "The worst.", merge="max")
@@ -43,12 +43,18 @@ def test_of_a_worker_that_is_gone_only_counts_last() -> None:
     assert set(total.families) == {COUNTER.name}
 
 
+def histogram(buckets: list[int]) -> Histogram:
+    told = Histogram()
+    told.buckets, told.seconds = buckets, float(sum(buckets))
+    return told
+
+
 @given(counts, counts)
 def test_histograms_add_up_and_render_cumulatively(one: list[int], other: list[int]) -> None:
     total = Numbers()
     for buckets in (one, other):
         part = Numbers()
-        part.add_histogram(TIMES, ("a",), buckets, float(sum(buckets)))
+        part.add_histogram(TIMES, ("a",), histogram(buckets))
         total.merge(Numbers.load(part.dump()))
     [family] = text_string_to_metric_families(render(total))
     told = {sample.labels.get("le"): sample.value for sample in family.samples if sample.name.endswith("_bucket")}

@@ -261,6 +261,21 @@ def test_a_ring_is_bounded_and_everyone_is_on_it(weights: list[int]) -> None:
         assert ring.find(b"key", {index}) == index
 
 
+@pytest.mark.parametrize("weights", [[1, 1, 1], [1, 2, 3], [1] * 64])
+def test_only_the_proportion_of_weights_counts(weights: list[int]) -> None:
+    everyone = range(len(weights))
+    hundredfold = [weight * 100 for weight in weights]
+    assert Ring(named(len(weights)), weights)._points == Ring(named(len(weights)), hundredfold)._points
+    assert found(named(len(weights)), weights, everyone, KEYS) == found(
+        named(len(weights)), hundredfold, everyone, KEYS
+    )
+
+
+def test_who_weighs_next_to_nothing_has_one_point() -> None:
+    ring = Ring(named(2), [1, 10**9])
+    assert list(ring._owners).count(0) == 2  # twice around
+
+
 def test_weights_too_far_apart_for_the_points_are_still_far_apart() -> None:
     assert found(named(2), [1, 1000], range(2), KEYS).count(named(2)[0]) < len(KEYS) / 200
 

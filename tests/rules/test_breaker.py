@@ -328,6 +328,14 @@ def test_a_policy_by_which_it_could_not_close_or_count_is_refused(wrong: dict[st
         BreakerPolicy(**wrong)
 
 
+def test_what_holds_where_nobody_chose() -> None:
+    policy = BreakerPolicy()
+    assert (policy.consecutive_failures, policy.failure_rate) == (5, 0.5)
+    assert (policy.window_seconds, policy.minimum_exchanges) == (10.0, 20)
+    assert (policy.open_seconds, policy.longest_open_seconds) == (5.0, 60.0)
+    assert (policy.probes, policy.probes_to_close) == (1, 2)
+
+
 def test_another_policy_keeps_what_was_counted() -> None:
     breaker = told(Breaker(BreakerPolicy(consecutive_failures=9, failure_rate=None)), START, "--")
     breaker.retune(DEAD)

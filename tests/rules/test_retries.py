@@ -80,6 +80,16 @@ def test_some_retries_come_in_by_time_alone() -> None:
     assert [budget.withdraw(100.5), budget.withdraw(100.5)] == [True, False]
 
 
+def test_time_counts_once_whoever_comes_next() -> None:
+    budget = Budget(0.5, 2, 3)
+    assert [budget.withdraw(100.0) for _ in range(3)] == [True, True, True]
+    budget.deposit(100.25)
+    assert [budget.withdraw(100.25), budget.withdraw(100.25)] == [True, False]
+    budget.deposit(100.5)
+    budget.deposit(100.75)
+    assert [budget.withdraw(100.75) for _ in range(3)] == [True, True, False]
+
+
 def test_a_quiet_night_saves_up_no_more_than_the_most() -> None:
     budget = Budget(0.5, 1, 4)
     budget.withdraw(1.0)

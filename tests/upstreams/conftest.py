@@ -183,3 +183,7 @@ def none_left(monkeypatch: pytest.MonkeyPatch) -> Descriptors:
     monkeypatch.setattr(descriptors, "_began_at", 0.0)
     monkeypatch.setattr(dialing, "descriptors", descriptors)
     return descriptors
+
+
+def refusals_of(descriptors: Descriptors) -> float:
+    return {family.name: number for family, (_, number) in descriptors.read()}["relay_descriptor_refusals_total"]

@@ -17,8 +17,10 @@ import os
 import socket
 import ssl
 import weakref
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from ipaddress import ip_network
+from types import SimpleNamespace
 from typing import Any, cast
 
 import aiohappyeyeballs
@@ -28,10 +30,11 @@ import trustme
 
 from relay.catalog import Upstream
 from relay.observing.descriptors import Descriptors
-from relay.upstreams import dialing, faults
+from relay.upstreams import dialing, faults, listeners
 from relay.upstreams.dialing import Dialer
 from relay.upstreams.names import Found, Names
 from tests.origin import refusing_port, serving_context, silent_port
+from tests.upstreams.conftest import refusals_of
 
 NAME = "api.example"
 LOOPBACK = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
@@ -118,8 +121,10 @@ Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 @contextlib.asynccontextmanager
-async def serving(script: Script, *, tls: ssl.SSLContext | None = None, port: int = 0) -> AsyncIterator[int]:
-    """A server on 127.0.0.1 that closes each connection when `script` is over. A peer that hangs up ends a script."""
+async def serving(
+    script: Script, *, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1", port: int = 0
+) -> AsyncIterator[int]:
+    """A server that closes each connection when `script` is over. A peer that hangs up ends a script."""
     conversations: set[asyncio.Task[None]] = set()
 
     async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -134,7 +139,7 @@ async def serving(script: Script, *, tls: ssl.SSLContext | None = None, port: in
         conversations.add(task)
         task.add_done_callback(conversations.discard)
 
-    server = await asyncio.start_server(accepted, "127.0.0.1", port, ssl=tls)
+    server = await asyncio.start_server(accepted, host, port, ssl=tls)
     try:
         yield server.sockets[0].getsockname()[1]
     finally:
@@ -560,6 +565,48 @@ async def test_a_port_where_nothing_listens_is_closed(addresses: list[str]) -> N
     assert names.doubted == [NAME]
 
 
+async def test_connections_spread_over_the_addresses_of_a_name() -> None:
+    addresses = ("127.0.0.1", "127.0.0.2", "127.0.0.3")
+    async with contextlib.AsyncExitStack() as stack:
+        port = 0
+        for address in addresses:
+            port = await stack.enter_async_context(serving(stay_silent, host=address, port=port))
+        plain = dialer(port, ScriptedNames(*addresses))
+        reached = []
+        for _ in range(6):
+            witness = await dial(plain)
+            reached.append(witness.transport.get_extra_info("peername")[0])
+            await witness.end()
+    assert Counter(reached) == dict.fromkeys(addresses, 2)
+
+
+async def test_an_address_that_does_not_connect_is_spared_for_a_while() -> None:
+    with refusing_port() as port:
+        async with serving(stay_silent, host="127.0.0.2", port=port):
+            plain = dialer(port, ScriptedNames("127.0.0.1", "127.0.0.2"))
+            for _ in range(4):
+                await (await dial(plain)).end()
+            assert [info[4][0] for info in plain._spread._spared] == ["127.0.0.1"]
+
+
+async def test_a_socket_of_the_relays_own_is_not_connected_to() -> None:
+    accepted: list[object] = []
+
+    async def script(*_: object) -> None:
+        accepted.append(_)
+
+    async with serving(script) as port:
+        listeners.tell([SimpleNamespace(family=socket.AF_INET, getsockname=lambda: ("127.0.0.1", port))])  # type: ignore[list-item]
+        try:
+            problem = await failure_of(dialer(port))
+        finally:
+            listeners.tell([])
+        assert type(problem) is faults.LedBack
+        assert phase_of(problem) == "connect"
+        await (await dial(dialer(port))).end()
+    assert len(accepted) == 1
+
+
 async def test_one_refusal_says_more_than_what_else_failed() -> None:
     # The second is no address one can connect to, which fails in another way.
     names = ScriptedNames("127.0.0.1", "fe80::1")
@@ -570,10 +617,6 @@ async def test_one_refusal_says_more_than_what_else_failed() -> None:
     problem = await failure_of(dialer(1, names, allowed_networks=(ip_network("fe80::/10"),)))
     assert type(problem) is httpx.ConnectError
     assert str(problem) in errno.errorcode.values()
-
-
-def refusals_of(descriptors: Descriptors) -> float:
-    return {family.name: number for family, (_, number) in descriptors.read()}["relay_descriptor_refusals_total"]
 
 
 async def test_a_process_without_descriptors_says_so(monkeypatch: pytest.MonkeyPatch, none_left: Descriptors) -> None:

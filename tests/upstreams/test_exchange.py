@@ -125,12 +125,14 @@ async def test_without_a_client_the_relay_is_draining(monkeypatch: pytest.Monkey
 
 ERRORS = [
     (faults.AddressRefused, errors.EgressRefused),
+    (faults.LedBack, errors.LoopDetected),
     (faults.NameUnresolved, errors.NameUnresolved),
     (faults.PortClosed, errors.ConnectionRefused),
     (faults.OutOfFiles, errors.ServerFull),
     (faults.CertificateUntrusted, errors.CertificateRefused),
     (faults.HandshakeFailed, errors.TLSFailed),
     (faults.HeadTimeout, errors.HeadTimedOut),
+    (faults.UploadTooSlow, errors.UploadTooSlow),
     (faults.CallerStalled, errors.CallerTimedOut),
     (faults.HungUp, errors.UpstreamHungUp),
     (httpx.ConnectTimeout, errors.ConnectTimedOut),

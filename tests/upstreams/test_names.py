@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import math
 import os
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -564,3 +565,51 @@ async def test_closing_at_any_moment_leaves_no_socket_of_a_question(
             assert names._tasks == set()
             assert descriptors() == before
     assert max(opened) > before
+
+
+# What is known without waiting.
+
+
+async def test_what_is_known_is_told_until_it_runs_out(names: Names, system: System, nameserver: Dns) -> None:
+    now = system.time()
+    assert (await addresses(names), len(system.asked)) == (["127.0.0.1"], 1)
+    found, runs_out = names.known(NAME, 443)
+    assert found is not None
+    assert [info[4] for info in found] == [("127.0.0.1", 443)]
+    assert now + 60.0 <= runs_out <= system.time() + 60.0
+
+
+async def test_what_has_run_out_is_looked_up_beside_it(names: Names, system: System) -> None:
+    await addresses(names)
+    system.passed += 61.0
+    system.answer = ["127.0.0.2"]
+    found, again = names.known(NAME, 443)
+    assert found is None
+    assert again == pytest.approx(system.time() + MIN_SECONDS, abs=0.1)
+    names.known(NAME, 443)
+    await settled()
+    assert len(system.asked) == 2, "both asked for the same"
+    found, _ = names.known(NAME, 443)
+    assert found is not None
+    assert [info[4][0] for info in found] == ["127.0.0.2"]
+
+
+async def test_a_look_up_that_fails_is_not_begun_again_at_once(names: Names, system: System) -> None:
+    await addresses(names)
+    system.passed += 61.0
+    system.answer = NOWHERE
+    for _ in range(3):
+        assert names.known(NAME, 443)[0] is None
+        await settled()
+    assert len(system.asked) == 2
+
+
+async def test_nobody_is_asked_about_an_address(names: Names, system: System) -> None:
+    assert names.known("127.0.0.1", 443) == (None, math.inf)
+    assert system.asked == []
+
+
+async def test_of_what_was_closed_nothing_is_known(names: Names, system: System) -> None:
+    names.close()
+    assert names.known(NAME, 443)[0] is None
+    assert system.asked == []

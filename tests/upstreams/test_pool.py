@@ -55,6 +55,12 @@ async def connection_of(seam: Seam, origin: Origin, **given: Any) -> int:
     return origin.requests[-1].connection
 
 
+def the_connection_to(seam: Seam, *, busy: bool) -> Connection:
+    pool = seam.pool
+    (connection,) = (one for one in pool._connections if (one not in pool._idle) is busy)
+    return connection
+
+
 def the_connection(seam: Seam) -> Connection:
     (connection,) = seam.pool._connections
     return connection
@@ -226,9 +232,9 @@ async def test_a_connection_that_is_being_made_counts(origin: Origin, seam: Seam
     await until(lambda: seam.pool.open_connections == 0)
     dial, may_dial = seam.pool._dialer.dial, asyncio.Event()
 
-    async def dial_late(make_protocol: Any) -> Any:
+    async def dial_late(make_protocol: Any, phases: Any) -> Any:
         await may_dial.wait()
-        return await dial(make_protocol)
+        return await dial(make_protocol, phases)
 
     seam.pool._dialer.dial = dial_late  # type: ignore[method-assign]
     asking = [asyncio.create_task(seam.get(b"/x")) for _ in range(2)]
@@ -301,7 +307,7 @@ async def test_a_failed_dial_lets_the_next_one_try(origin: Origin, seam: Seam) -
     the_connection(seam).close()
     dial, dials = pool._dialer.dial, 0
 
-    async def fail_once(make_protocol: Any) -> Any:
+    async def fail_once(make_protocol: Any, phases: Any) -> Any:
         nonlocal dials
         dials += 1
         await asyncio.sleep(0)
@@ -573,8 +579,8 @@ async def test_a_connection_made_while_the_transport_closes_is_closed(origin: Or
         pool = seam.pool
         dial, reached, may_return = pool._dialer.dial, asyncio.Event(), asyncio.Event()
 
-        async def dial_late(make_protocol: Any) -> Any:
-            made = await dial(make_protocol)
+        async def dial_late(make_protocol: Any, phases: Any) -> Any:
+            made = await dial(make_protocol, phases)
             reached.set()
             await may_return.wait()
             return made
@@ -588,6 +594,79 @@ async def test_a_connection_made_while_the_transport_closes_is_closed(origin: Or
             await asking
         await origin.until_connections(0)
         assert (pool.open_connections, pool.exchanges) == (0, 0)
+
+
+# Where the name leads by now.
+
+
+def lead_to(seam: Seam, *addresses: str) -> list[float]:
+    """From now on the name leads to these. How often that is asked for, as moments."""
+    asked: list[float] = []
+
+    def known() -> tuple[frozenset[str], float]:
+        asked.append(asyncio.get_running_loop().time())
+        return frozenset(addresses), asked[-1] if len(asked) < 10 else float("inf")
+
+    seam.pool._dialer.known_addresses = known  # type: ignore[method-assign]
+    return asked
+
+
+async def test_a_connection_to_an_address_that_is_gone_is_left_when_its_time_has_come(
+    origin: Origin, seam: Seam, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    origin.on(b"/x", raw(OK, then="keep"))
+    before = await connection_of(seam, origin)
+    pool = seam.pool
+    pool._look_at = 0.0
+    asked = lead_to(seam, "192.0.2.7")
+    assert await connection_of(seam, origin) == before, "it may serve on for a while"
+    monkeypatch.setattr(pool_room, "LEAVING_SECONDS", 0.0)
+    the_connection(seam).leave_at = 0.0
+    pool._look_at = 0.0
+    assert await connection_of(seam, origin) != before
+    assert pool.open_connections == 1
+    assert len(asked) == 2
+
+
+async def test_one_that_is_busy_is_closed_when_it_is_given_back(
+    origin: Origin, seam: Seam, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_room, "LEAVING_SECONDS", 0.0)
+    gate = Gate()
+    origin.on(b"/long", drip([b"a", b"b"], gate))
+    origin.on(b"/x", raw(OK, then="keep"))
+    gate.open()
+    response = await seam.ask(b"/long")
+    pool = seam.pool
+    pool._look_at = 0.0
+    lead_to(seam, "192.0.2.7")
+    await seam.get(b"/x")
+    assert the_connection_to(seam, busy=True).is_left
+    gate.open(2)
+    assert (await whole(response)).body == b"ab"
+    await until(lambda: pool.open_connections == pool.idle_connections)
+    assert not any(connection.is_left for connection in pool._connections)
+
+
+async def test_one_whose_address_is_named_again_stays(
+    origin: Origin, seam: Seam, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    origin.on(b"/x", raw(OK, then="keep"))
+    before = await connection_of(seam, origin)
+    seam.pool._look_at = 0.0
+    lead_to(seam, "192.0.2.7")
+    await connection_of(seam, origin)
+    assert the_connection(seam).leave_at is not None
+    lead_to(seam, "127.0.0.1")
+    seam.pool._look_at = 0.0
+    assert await connection_of(seam, origin) == before
+    assert the_connection(seam).leave_at is None
+
+
+async def test_an_upstream_that_is_an_address_is_never_asked_about_again(origin: Origin, seam: Seam) -> None:
+    origin.on(b"/x", raw(OK, then="keep"))
+    await seam.get(b"/x")
+    assert seam.pool._look_at == float("inf")
 
 
 # Sending again.

@@ -16,7 +16,7 @@ from relay.upstreams import wire as wire_room
 from relay.upstreams.connection import WRITE_BUFFER_BYTES, Connection
 from relay.upstreams.transport import PooledTransport
 from relay.upstreams.wire import READ_BUFFER_BYTES, Wire
-from tests.behaviour.conftest import until, until_still, upstream_at
+from tests.behaviour.conftest import seconds, until, until_still, upstream_at
 from tests.origin import (
     RESET_ON_CLOSE,
     Exchange,
@@ -57,13 +57,6 @@ def unsent_bytes(seam: Seam) -> int:
     transport = the_connection(seam).transport
     assert transport is not None
     return transport.get_write_buffer_size()
-
-
-async def seconds(duration: float) -> None:
-    """Time itself is what is tested."""
-    over = asyncio.Event()
-    asyncio.get_running_loop().call_later(duration, over.set)
-    await over.wait()
 
 
 @contextlib.asynccontextmanager

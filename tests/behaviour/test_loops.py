@@ -1,0 +1,30 @@
+"""An upstream that leads back to the relay is found out before a request goes around, whatever its slug or spelling."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.caller import Caller
+from tests.serving_ground import ServedProcess
+
+
+@pytest.mark.timeout(60)
+async def test_an_upstream_at_the_relays_own_socket_answers_508() -> None:
+    async with ServedProcess(workers=1) as served:
+        for slug, url in (
+            ("back", f"http://127.0.0.1:{served.port}/relay/back"),
+            ("other", f"http://localhost:{served.port}/healthz"),
+        ):
+            added = await served.manage(
+                *("upstreams", "add", slug, url, "--access", "anyone"),
+                *("--allow-network", "127.0.0.0/8", "--allow-network", "::1/128"),
+            )
+            assert added.code == 0, added.err
+        async with Caller(served.port) as caller:
+            for path in (b"/relay/back/x", b"/relay/other"):
+                while (answer := await caller.get(path)).status == 404:
+                    pass  # until the worker has heard of it
+                assert answer.status == 508
+                assert b"urn:relay:error:loop" in answer.data
+                [told] = answer.values(b"proxy-status")
+                assert b"proxy_loop_detected" in told
