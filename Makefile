@@ -3,18 +3,25 @@
 #   make test    all tests                     make check   lint, types, import laws, templates, migrations
 #   make fuzz    fuzz the reader of answers for FUZZ_SECONDS (60)
 #   make bench   the side-by-side measurement  make lock    pin the newest versions that pyproject.toml allows
-# Variables: PYTHON (which to make the environment with), VENV (where it is), PYTEST_ARGS, BENCH_ARGS, FUZZ_SECONDS.
+#   make soak    look for lost requests and leaks for SOAK_MINUTES (10); soak-streams: hold STREAMS (10000) idle event
+#                streams for STREAM_MINUTES (5); soak-readers: 500 slow readers
+# Variables: PYTHON (which to make the environment with), VENV (where it is), PYTEST_ARGS, BENCH_ARGS, FUZZ_SECONDS,
+#   SOAK_ARGS.
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := run
 .DELETE_ON_ERROR:
-.PHONY: run test coverage fuzz check format bench lock chromium load-tools clean
+.PHONY: run test coverage fuzz check format bench soak soak-streams soak-readers lock chromium load-tools clean
 
 VENV ?= .venv
 VENV_BENCH ?= .venv-bench
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 FUZZ_SECONDS ?= 60
+SOAK_ARGS ?=
+SOAK_MINUTES ?= 10
+STREAMS ?= 10000
+STREAM_MINUTES ?= 5
 
 OLD_ENOUGH = -c 'import sys; sys.exit(sys.version_info < (3, 11))'
 PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
@@ -55,6 +62,15 @@ format: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed $(VENV_BENCH)/.installed load-tools
 	$(VENV_BENCH)/bin/python -m bench --relay-python $(VENV)/bin/python $(BENCH_ARGS)
+
+soak: $(VENV)/.installed-dev
+	$(VENV)/bin/python -m bench.soak --minutes $(SOAK_MINUTES) $(SOAK_ARGS)
+
+soak-streams: $(VENV)/.installed-dev
+	$(VENV)/bin/python -m bench.streams --streams $(STREAMS) --minutes $(STREAM_MINUTES)
+
+soak-readers: $(VENV)/.installed-dev
+	$(VENV)/bin/python -m bench.slow_readers
 
 # Plain names in the locks: no index host or local path belongs there.
 COMPILE = CUSTOM_COMPILE_COMMAND="make lock" $(VENV)/bin/pip-compile --quiet --generate-hashes --allow-unsafe \

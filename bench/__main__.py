@@ -7,22 +7,21 @@ import json
 import os
 import platform
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 
 import psutil
 
 from bench.goals import judge
 from bench.load import find_tool
 from bench.origin import OriginEnded, running_origin
-from bench.peers import PEERS, PROJECT
-from bench.processes import Failed, on_core, raise_open_files_limit, two_cores
+from bench.peers import PEERS
+from bench.processes import Failed, interrupt_when_told_to_end, on_core, raise_open_files_limit, two_cores
+from bench.relays import PROJECT
 from bench.report import as_data, as_text
 from bench.run import Plan, measure, measure_ceiling
 
@@ -34,7 +33,7 @@ BUSY_LOAD = 0.5
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
-    signal.signal(signal.SIGTERM, _interrupt)
+    interrupt_when_told_to_end()
     try:
         find_tool("nginx"), find_tool("wrk")
         with tempfile.TemporaryDirectory(prefix="relay-bench-") as folder:
@@ -141,10 +140,6 @@ def _processor() -> str:
     except OSError:
         return platform.processor() or platform.machine()
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -2,14 +2,15 @@
 
 Started by `bench.origin` as `python -m bench.inner_origin PORT`, behind nginx without buffering; one request a
 connection. `/events` sends a second event EVENT_GAP_SECONDS after the first and ends; `/idle` sends one and holds;
-`/sink` reads a body and answers with the count of its bytes; `/stalling-sink` does so with a stop of STALL_SECONDS
-after every STALL_EVERY_BYTES.
+`/beats` goes on with one at least every BEAT_SECONDS; `/sink` reads a body and answers with the count of its bytes;
+`/stalling-sink` does so with a stop of STALL_SECONDS after every STALL_EVERY_BYTES.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import socket
 import sys
 import time
@@ -17,7 +18,14 @@ import time
 import httptools
 
 from bench.processes import raise_open_files_limit
-from bench.transfers import DROPS_IN_KERNEL, EVENT_GAP_SECONDS, PIECE_BYTES, STALL_EVERY_BYTES, STALL_SECONDS
+from bench.transfers import (
+    BEAT_SECONDS,
+    DROPS_IN_KERNEL,
+    EVENT_GAP_SECONDS,
+    PIECE_BYTES,
+    STALL_EVERY_BYTES,
+    STALL_SECONDS,
+)
 
 EVENT_HEAD = (
     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-store\r\nConnection: close\r\n\r\n"
@@ -81,8 +89,11 @@ async def answer(connection: socket.socket) -> None:
             if request.target == b"/stalling-sink" and request.body_bytes >= next_stall:
                 next_stall += STALL_EVERY_BYTES
                 await asyncio.sleep(STALL_SECONDS)
-        if request.target in (b"/events", b"/idle"):
+        if request.target in (b"/events", b"/idle", b"/beats"):
             await loop.sock_sendall(connection, EVENT_HEAD + b"data: 1\n\n")
+            while request.target == b"/beats":
+                await asyncio.sleep(random.uniform(BEAT_SECONDS / 2, BEAT_SECONDS))
+                await loop.sock_sendall(connection, b"data: 1\n\n")
             if request.target == b"/idle":
                 await loop.sock_recv_into(connection, piece)  # until it is closed
             else:

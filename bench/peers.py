@@ -6,7 +6,6 @@ lifted, and the peer's `note` says so. Access logs are off but for the relay, wh
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -19,9 +18,9 @@ from pathlib import Path
 
 from bench.load import find_tool
 from bench.origin import BODIES, Origin, answers, free_port, nginx_command
-from bench.processes import Failed, Server
+from bench.processes import Server
+from bench.relays import PROJECT, Installation, bare_environment
 
-PROJECT = Path(__file__).resolve().parent.parent
 REVPROXY_THREADS = 32
 ISSUE = """
 from relay.models import ApiKey, Consumer, Grant, Upstream
@@ -77,7 +76,7 @@ def running(peer: Peer, *, folder: Path, origin: Origin, relay_python: Path, cor
     folder.mkdir(exist_ok=True)
     stage = Stage(folder=folder, port=free_port(), origin=origin, relay_python=relay_python)
     launch = peer.prepare(stage)
-    env = {**_environment(stage), **launch.env}
+    env = {**bare_environment(stage.folder), "ORIGIN": stage.origin.url, **launch.env}
     with Server(launch.command, core=core, env=env, log=folder / "output.log", cwd=PROJECT) as server:
         server.wait_until(lambda: answers(stage.port, launch.prefix + BODIES["13 B"]))
         yield Serving(
@@ -87,16 +86,6 @@ def running(peer: Peer, *, folder: Path, origin: Origin, relay_python: Path, cor
             guarded_prefix=launch.guarded_prefix,
             key=launch.key,
         )
-
-
-def _environment(stage: Stage) -> dict[str, str]:
-    """Little of the shell's, so that no setting of it decides."""
-    return {
-        "PATH": os.environ.get("PATH", os.defpath),
-        "HOME": str(stage.folder),
-        "LANG": "C.UTF-8",
-        "ORIGIN": stage.origin.url,
-    }
 
 
 def _prepare_relay(stage: Stage) -> Launch:
@@ -111,8 +100,7 @@ def _prepare_relay_on_aiohttp(stage: Stage) -> Launch:
 def _serve_relay(stage: Stage, *, python: Path, settings: str) -> Launch:
     """What an admin does: first run, one upstream that is open, one that asks for a key and injects a header, the key.
     Everything else is left as it is."""
-    env = {"RELAY_DATA_DIR": str(stage.folder / "data"), "DJANGO_SETTINGS_MODULE": settings}
-    manage = [str(python), "manage.py"]
+    relay = Installation(stage.folder, python=python, settings=settings)
     key = stage.folder / "key"
     if not key.exists():
         place = [stage.origin.url, "--allow-network", "127.0.0.0/8"]
@@ -123,10 +111,15 @@ def _serve_relay(stage: Stage, *, python: Path, settings: str) -> Launch:
             ["upstreams", "add", "guarded", *place, "--access", "key", *credential],
             ["shell", "-c", ISSUE],
         ):
-            said = _run([*manage, *command], env={**_environment(stage), **env})
+            said = relay.manage(*command)
         key.write_text(said.strip().rpartition("\n")[2])
-    serve = [*manage, "serve", "--bind", f"127.0.0.1:{stage.port}", "--workers", "1"]
-    return Launch(serve, env=env, prefix="/relay/origin", guarded_prefix="/relay/guarded", key=key.read_text())
+    return Launch(
+        relay.serve_command(stage.port, workers=1),
+        env=relay.own_environment,
+        prefix="/relay/origin",
+        guarded_prefix="/relay/guarded",
+        key=key.read_text(),
+    )
 
 
 def _prepare_nginx(stage: Stage) -> Launch:
@@ -148,17 +141,6 @@ def _under_uvicorn(module: str) -> Callable[[Stage], Launch]:
         return Launch([sys.executable, "-m", "uvicorn", *parts, *place, f"bench.apps.{module}:app"])
 
     return prepare
-
-
-def _run(command: list[str], *, env: Mapping[str, str]) -> str:
-    try:
-        ended = subprocess.run(command, env=dict(env), cwd=PROJECT, capture_output=True, text=True, check=False)
-    except OSError as error:
-        raise Failed(f"{command[0]} cannot be run: {error.strerror}") from None
-    if ended.returncode:
-        lines = (ended.stderr or ended.stdout).strip().splitlines()
-        raise Failed(f"{' '.join(command[1:3])}: {lines[-1] if lines else f'exit code {ended.returncode}'}")
-    return ended.stdout
 
 
 def _relay_version() -> str:

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Self
 
 import psutil
@@ -61,6 +61,21 @@ class Server:
             self._process.wait(STOP_SECONDS)
         self.kill()
 
+    @property
+    def pid(self) -> int:
+        """Of its first process."""
+        return self._process.pid
+
+    def tell(self, number: signal.Signals) -> None:
+        """Send its first process a signal."""
+        self._process.send_signal(number)
+
+    def has_ended(self) -> bool:
+        """Whether it has, and well. Raises Failed when it ended with a code."""
+        if self._process.poll():
+            self.require_alive()
+        return self._process.returncode is not None
+
     def kill(self) -> None:
         """End the whole group, whatever of it is left."""
         with contextlib.suppress(ProcessLookupError):
@@ -70,10 +85,11 @@ class Server:
     def require_alive(self) -> None:
         """Raise Failed with the end of its output when the server is gone."""
         if self._process.poll() is not None:
-            lines = self.log.read_text(errors="replace").strip().splitlines()
-            raise Failed(
-                f"the server ended with code {self._process.returncode}: {lines[-1] if lines else 'no output'}"
-            )
+            raise Failed(f"the server ended with code {self._process.returncode}: {self.last_line() or 'no output'}")
+
+    def last_line(self) -> str:
+        """Of its output."""
+        return self.log.read_text(errors="replace").strip().rpartition("\n")[2]
 
     def wait_until(self, answers: Callable[[], bool]) -> None:
         """Wait until `answers` is true. Raises Failed when the server ends or takes too long."""
@@ -196,9 +212,23 @@ def on_core(core: int | None) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def raise_open_files_limit() -> int:
-    """As many open files as this user may have, for this process and all that it starts."""
+def interrupt_when_told_to_end() -> None:
+    """Have SIGTERM end this process as ^C does, so that what it started is ended by it."""
+    signal.signal(signal.SIGTERM, _interrupt)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def raise_open_files_limit(wanted: int = 0) -> int:
+    """As many open files as this user may have, for this process and all that it starts. Root may have more than that:
+    it gets `wanted` where the system lets it."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = max(hard, wanted)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        return most
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return hard
 

@@ -24,6 +24,8 @@ from bench.processes import Failed
 WAIT_SECONDS = 60
 EVENT_GAP_SECONDS = 1.0
 EVENT_WAIT_SECONDS = 5.0
+BEAT_SECONDS = 30.0
+"""The longest between two events of a stream that is idle but alive."""
 STALL_EVERY_BYTES = 256_000_000
 STALL_SECONDS = 1.0
 OPENING_AT_ONCE = 100
@@ -129,20 +131,22 @@ def idle_streams(port: int, path: str, *, wanted: int) -> Iterator[int]:
     """Open event streams, wait for the one event of each, let things settle. Gives how many are open then: a peer may
     refuse some, or end the first (a read time-out) to make room for the next, so those that opened do not count."""
     with asyncio.Runner() as runner:
-        streams = runner.run(_open_streams(port, path, wanted))
+        streams = runner.run(open_streams(port, path, wanted))
         try:
             yield sum(stream.is_open for stream in streams)
         finally:
-            runner.run(_close_streams(streams))
+            runner.run(close_streams(streams))
 
 
-class _EventStream(asyncio.Protocol):
+class EventStream(asyncio.Protocol):
     """One caller of an event stream. Events are found in the body, however a peer cuts it into chunks."""
 
     def __init__(self, request: bytes) -> None:
         self._request = request
         self._parser = httptools.HttpResponseParser(self)
-        self._body = b""
+        self._line = b""
+        """What came of the one that is not whole."""
+        self.events = 0
         self._loop = asyncio.get_running_loop()
         self.first_event: asyncio.Future[None] = self._loop.create_future()
         self.gone: asyncio.Future[None] = self._loop.create_future()
@@ -163,8 +167,12 @@ class _EventStream(asyncio.Protocol):
             self.transport.abort()
 
     def on_body(self, body: bytes) -> None:
-        self._body += body
-        if EVENT in self._body and self._parser.get_status_code() == 200 and not self.first_event.done():
+        if self._parser.get_status_code() != 200:
+            return
+        text = self._line + body
+        self.events += text.count(EVENT)
+        self._line = text[text.rfind(b"\n") + 1 :]
+        if self.events and not self.first_event.done():
             self.first_event.set_result(None)
 
     def on_message_complete(self) -> None:
@@ -175,11 +183,11 @@ class _EventStream(asyncio.Protocol):
         self.gone.set_result(None)
 
 
-async def _open_streams(port: int, path: str, wanted: int) -> list[_EventStream]:
+async def open_streams(port: int, path: str, wanted: int) -> list[EventStream]:
     """Ends when all are open, or when for STUCK_SECONDS not one more was: sooner than usual read time-outs end them."""
     at_once = asyncio.Semaphore(OPENING_AT_ONCE)
     opening = {asyncio.create_task(_open_stream(port, path, at_once)) for _ in range(wanted)}
-    opened: list[_EventStream] = []
+    opened: list[EventStream] = []
     while opening:
         done, opening = await asyncio.wait(opening, timeout=STUCK_SECONDS, return_when=asyncio.FIRST_COMPLETED)
         if not done:
@@ -192,12 +200,12 @@ async def _open_streams(port: int, path: str, wanted: int) -> list[_EventStream]
     return opened
 
 
-async def _open_stream(port: int, path: str, at_once: asyncio.Semaphore) -> _EventStream | None:
+async def _open_stream(port: int, path: str, at_once: asyncio.Semaphore) -> EventStream | None:
     request = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode()
     loop = asyncio.get_running_loop()
     async with at_once:
         try:
-            _, stream = await loop.create_connection(lambda: _EventStream(request), "127.0.0.1", port)
+            _, stream = await loop.create_connection(lambda: EventStream(request), "127.0.0.1", port)
         except OSError:
             return None
         try:
@@ -208,7 +216,7 @@ async def _open_stream(port: int, path: str, at_once: asyncio.Semaphore) -> _Eve
         return stream if stream.is_open else None
 
 
-async def _close_streams(streams: list[_EventStream]) -> None:
+async def close_streams(streams: list[EventStream]) -> None:
     for stream in streams:
         stream.transport.abort()
     await asyncio.gather(*(stream.gone for stream in streams))

@@ -204,7 +204,7 @@ class Exchange:
 
 
 class Origin:
-    """`async with Origin() as origin:` listens on a free port of 127.0.0.1 (or `host="::1"`).
+    """`async with Origin() as origin:` listens on a free port of 127.0.0.1 (or of `host`, or on `port`).
 
     With `tls` it is an HTTPS origin. `buffer_bytes` makes the kernel's buffers small, for tests of backpressure.
     Leaving it cancels what still runs and raises what scripts failed with, so an assertion in a script fails the test.
@@ -213,14 +213,15 @@ class Origin:
     def __init__(
         self,
         *,
-        host: Literal["127.0.0.1", "::1"] = "127.0.0.1",
+        host: Literal["127.0.0.1", "127.0.0.2", "::1"] = "127.0.0.1",
+        port: int = 0,
         tls: ssl.SSLContext | None = None,
         buffer_bytes: int | None = None,
     ) -> None:
         self.host = host
         self.tls = tls
         self.buffer_bytes = buffer_bytes
-        self.port = 0
+        self.port = port
         self.requests: list[Received] = []
         self.exchanges: list[Exchange] = []
         self.connections_made = 0
@@ -302,7 +303,7 @@ class Origin:
         if self.buffer_bytes:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self.buffer_bytes)
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self.buffer_bytes)
-        listener.bind((self.host, 0))
+        listener.bind((self.host, self.port))
         self.port = listener.getsockname()[1]
         return listener
 
@@ -350,6 +351,11 @@ class Origin:
             with contextlib.suppress(OSError):
                 await connection.writer.wait_closed()
 
+    def _note(self, exchange: Exchange) -> None:
+        self.requests.append(exchange.head)
+        self.exchanges.append(exchange)
+        self._unseen.put_nowait(exchange)
+
     async def _answer_one(self, connection: Connection) -> bool:
         """Reads a head, runs its script; tells whether the connection may carry another request."""
         try:
@@ -357,10 +363,8 @@ class Origin:
         except asyncio.IncompleteReadError:
             return False
         head = parse_head(raw_head, connection=connection.number, server_name=connection.server_name)
-        self.requests.append(head)
         exchange = Exchange(connection, head)
-        self.exchanges.append(exchange)
-        self._unseen.put_nowait(exchange)
+        self._note(exchange)
         await self._scripts.get(head.path, self._otherwise)(exchange)
         if connection.writer.is_closing():
             return False

@@ -67,7 +67,6 @@ class Connection(asyncio.Protocol):
         "has_served",
         "is_left",
         "is_lost",
-        "leave_at",
         "silence",
         "standing",
         "transport",
@@ -88,10 +87,8 @@ class Connection(asyncio.Protocol):
         self.is_lost = False
         self.address = ""
         """Of the other end."""
-        self.leave_at: float | None = None
-        """When to use it no more: the name leads elsewhere by now. On the loop's clock."""
         self.is_left = False
-        """That moment has come."""
+        """The name leads elsewhere by now: it serves no further exchange."""
         self._reader = AnswerReader()
         self._is_reading = True
         self._room: asyncio.Future[None] | None = None

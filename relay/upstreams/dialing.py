@@ -175,20 +175,17 @@ class Dialer:
 
         def open_socket(info: AddrInfo) -> socket.socket:
             tried.append(info)
+            if listeners.is_own(info[4]):
+                denied.append(faults.LedBack("a socket of the relay's own"))
+                raise OSError(errno.ELOOP, "leads back")
             try:
                 opened = self._guard.open_socket(info)
             except EgressDenied as problem:
                 denied.append(problem)
                 raise
-            try:
-                if opened.fileno() >= descriptors.upstreams_end:
-                    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-                if listeners.is_own(info[4]):
-                    denied.append(faults.LedBack("a socket of the relay's own"))
-                    raise OSError(errno.ELOOP, "leads back")
-            except OSError:
+            if opened.fileno() >= descriptors.upstreams_end:
                 opened.close()
-                raise
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             return opened
 
         task = cast("asyncio.Task[Any]", asyncio.current_task())
@@ -197,7 +194,7 @@ class Dialer:
             connected = await aiohappyeyeballs.start_connection(
                 self._spread.order(found, loop.time()),
                 happy_eyeballs_delay=NEXT_ADDRESS_SECONDS,
-                interleave=1,
+                interleave=0,  # the families take turns already
                 socket_factory=open_socket,
             )
         except (OSError, RuntimeError) as problem:

@@ -19,23 +19,36 @@ _own: frozenset[tuple[Address, int]] = frozenset()
 def tell(sockets: Iterable[socket.socket]) -> None:
     """These are the server's. Those of the file system are left out: nobody connects to them by an address."""
     global _own
-    inet = (one for one in sockets if one.family in (socket.AF_INET, socket.AF_INET6))
-    _own = frozenset(_place(one.getsockname()) for one in inet)
+    own: set[tuple[Address, int]] = set()
+    for listener in sockets:
+        if listener.family in (socket.AF_INET, socket.AF_INET6):
+            address, port = _place(listener.getsockname())
+            own.add((address, port))
+            takes_both = listener.family == socket.AF_INET6 and not listener.getsockopt(
+                socket.IPPROTO_IPV6, socket.IPV6_V6ONLY
+            )
+            if address == _ANY[6] and takes_both:
+                own.add((_ANY[4], port))
+    _own = frozenset(own)
 
 
 def is_own(where: SocketAddress) -> bool:
-    """Whether a connection to there would reach the relay. The kernel is only asked about a port of ours."""
+    """Whether a connection to there would reach the relay. The kernel is asked only about a port of ours that is open
+    at all of the machine's addresses."""
     address, port = _place(where)
     listening = {own for own, its_port in _own if its_port == port}
-    if not listening:
-        return False
-    meant = {address, *carried_addresses(address)}
-    if any(one.is_unspecified for one in meant):
-        return True  # systems take it for the machine itself
-    return not listening.isdisjoint(meant) or (
-        any(own.is_unspecified for own in listening) and any(is_own_address(one) for one in meant)
+    return bool(listening) and any(
+        one in listening or (_ANY[one.version] in listening and is_own_address(one))
+        for one in carried_addresses(address)
     )
 
 
 def _place(where: SocketAddress) -> tuple[Address, int]:
-    return ip_address(str(where[0]).partition("%")[0]), where[1]
+    address = ip_address(str(where[0]).partition("%")[0])
+    # A socket for both families can be bound to one address of IPv4.
+    mapped = address.ipv4_mapped if address.version == 6 else None
+    return mapped or address, where[1]
+
+
+_ANY: dict[int, Address] = {4: ip_address("0.0.0.0"), 6: ip_address("::")}  # noqa: S104 - nothing is bound to it
+"""A socket bound to it listens at all addresses of its family."""

@@ -141,6 +141,7 @@ class Names:
         now = asyncio.get_running_loop().time()
         answer = self._answers.get(key)
         if answer is not None and now < answer.runs_out:
+            self._answers.move_to_end(key)
             return answer.found, answer.runs_out
         if key not in self._look_ups and not self._closed and (answer is None or now >= answer.retry_at):
             self._look_up(key)

@@ -31,8 +31,6 @@ MAX_WAITERS = 1024
 """Callers that wait for a connection; further ones are told at once that the upstream is full."""
 MAX_STALE_ATTEMPTS = 2
 """How many pooled connections that turn out dead one request may meet; after them it gets a new one."""
-LEAVING_SECONDS = 60.0
-"""How long a connection is used on after the name was found not to lead to its address any more."""
 MAX_ATTEMPTS = 8
 """Of one request in all: where no new connection may be made, others' are handed on, and may turn out dead, too."""
 
@@ -125,23 +123,15 @@ class Pool:
 
     # Where the name leads by now.
 
-    def _look_again(self, now: float) -> None:
-        """Leave connections to addresses that the name led to once and does not any more. Answers that change all the
-        time are some balancers' way, so those have `LEAVING_SECONDS` left."""
+    def _look_again(self) -> None:
+        """Leave connections to addresses that the name does not lead to any more: those that are idle are closed, those
+        in use when they are given back. While nothing is known, as when DNS fails, all stay."""
         addresses, self._look_at = self._dialer.known_addresses()
         if addresses is None:
             return
         for connection in list(self._connections):
-            if connection.address in addresses:
-                connection.leave_at = None
-                continue
-            if connection.leave_at is None:
-                connection.leave_at = now + LEAVING_SECONDS
-            if connection.leave_at > now:
-                self._look_at = min(self._look_at, connection.leave_at)
-                continue
-            connection.is_left = True
-            if self._idle.pop(connection, None) is not None:
+            connection.is_left = connection.address not in addresses
+            if connection.is_left and self._idle.pop(connection, None) is not None:
                 connection.close()
 
     # An exchange.
@@ -154,8 +144,8 @@ class Pool:
         wire: Wire | None = None
         try:
             head = self._head(request)
-            if (now := self._loop.time()) >= self._look_at:
-                self._look_again(now)
+            if self._loop.time() >= self._look_at:
+                self._look_again()
             while True:
                 attempts += 1
                 if attempts > MAX_STALE_ATTEMPTS:

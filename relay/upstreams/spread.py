@@ -1,13 +1,14 @@
 """In which order the addresses of one name are tried, so that connections spread over them.
 
 Each dial begins at the next address; where the first begins is drawn, so that workers are not in step. Those that did
-not connect come last for a while. The families keep the order that the system gave them in: which is tried first, and
-how they take turns, is Happy Eyeballs' to say (RFC 8305 section 4).
+not connect come last for a while. The families take turns, and the one that the system put first begins (RFC 8305
+section 4).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import zip_longest
 
 from relay.upstreams.egress import AddrInfo
 
@@ -27,19 +28,22 @@ class Spread:
         """Until when. Never more than the name has addresses."""
 
     def order(self, found: Sequence[AddrInfo], now: float) -> list[AddrInfo]:
-        """All of `found`, those to be tried first in front."""
+        """All of `found`, in the order to try them in: the families by turns, what is spared behind all others."""
         if len(found) == 1:
             return list(found)
         self._turn += 1
-        ordered: list[AddrInfo] = []
-        for family in dict.fromkeys(info[0] for info in found):
-            kin = [info for info in found if info[0] == family]
-            start = self._turn % len(kin)
-            ordered += kin[start:] + kin[:start]
-        if self._spared:
-            self._spared = {info: until for info, until in self._spared.items() if until > now and info in found}
-            ordered.sort(key=self._spared.__contains__)
-        return ordered
+        self._spared = {info: until for info, until in self._spared.items() if until > now and info in found}
+        # The family that the system prefers stays first, unless all of it is spared.
+        families: dict[int, list[AddrInfo]] = {}
+        for info in found:
+            if info not in self._spared:
+                families.setdefault(info[0], []).append(info)
+        rows = zip_longest(*(self._rotated(kin) for kin in families.values()))
+        return [info for row in rows for info in row if info is not None] + list(self._spared)
+
+    def _rotated(self, kin: list[AddrInfo]) -> list[AddrInfo]:
+        start = self._turn % len(kin)
+        return kin[start:] + kin[:start]
 
     def spare(self, failed: Iterable[AddrInfo], now: float) -> None:
         """These were tried in vain, or too slowly, while another one connected."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from tests.caller import Caller
@@ -28,3 +30,8 @@ async def test_an_upstream_at_the_relays_own_socket_answers_508() -> None:
                 assert b"urn:relay:error:loop" in answer.data
                 [told] = answer.values(b"proxy-status")
                 assert b"proxy_loop_detected" in told
+                line = await served.until_output('"outcome":"loop"')
+                served.output.remove(line)
+                entry = json.loads(line)
+                assert (entry["upstream"], entry["status"]) == (path.split(b"/")[2].decode(), 508)
+                assert entry["detail"] == "a socket of the relay's own"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import peers
+from bench import relays
 from bench.origin import Origin
 from bench.peers import PEERS, Launch, Stage
 
@@ -20,7 +20,7 @@ RELAY_PYTHON = Path("/relay/bin/python")
 @pytest.fixture
 def launched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Launch]:
     """By peer. What would be run to prepare them is not."""
-    monkeypatch.setattr(peers, "_run", lambda command, *, env: "2 objects imported\nrk_the-key\n")
+    monkeypatch.setattr(relays, "run", lambda command, *, env: "2 objects imported\nrk_the-key\n")
     stage = Stage(folder=tmp_path, port=8000, origin=Origin(port=9000), relay_python=RELAY_PYTHON)
     return {peer.name: peer.prepare(stage) for peer in PEERS if peer.name.startswith("relay")}
 

@@ -23,10 +23,12 @@ def stack() -> Iterator[ExitStack]:
         yield stack
 
 
-def bound(stack: ExitStack, host: str) -> int:
+def bound(stack: ExitStack, host: str, *, v6_only: bool = False) -> int:
     """The port of a socket that was told of."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
+    if family == socket.AF_INET6:
+        listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, v6_only)
     listener.bind((host, 0))
     listeners.tell([listener])
     return int(listener.getsockname()[1])
@@ -37,24 +39,33 @@ def bound(stack: ExitStack, host: str) -> int:
     [
         ("127.0.0.1", "127.0.0.1", True),
         ("127.0.0.1", "127.0.0.2", False),
-        ("127.0.0.1", "0.0.0.0", True),
         ("127.0.0.1", "::ffff:127.0.0.1", True),
         ("127.0.0.1", "::1", False),
         ("127.0.0.1", "192.0.2.1", False),
         ("0.0.0.0", "127.0.0.1", True),
         ("0.0.0.0", "127.8.9.10", True),
         ("0.0.0.0", "192.0.2.1", False),
+        ("0.0.0.0", "::1", False),
+        ("0.0.0.0", "::ffff:127.0.0.1", True),
         ("::1", "::1", True),
-        ("::1", "::", True),
         ("::1", "2001:db8::1", False),
         ("::", "::1", True),
         ("::", "127.0.0.1", True),
+        ("::", "::ffff:127.0.0.1", True),
+        ("::", "192.0.2.1", False),
+        ("::ffff:127.0.0.1", "127.0.0.1", True),
     ],
 )
 def test_what_leads_to_a_listening_socket(at: str, to: str, is_own: bool, stack: ExitStack) -> None:
     port = bound(stack, at)
     assert listeners.is_own((to, port)) is is_own
     assert not listeners.is_own((to, port + 1 if port < 65_535 else 1))
+
+
+def test_a_socket_for_ipv6_alone_takes_nothing_of_ipv4(stack: ExitStack) -> None:
+    port = bound(stack, "::", v6_only=True)
+    assert not listeners.is_own(("127.0.0.1", port))
+    assert listeners.is_own(("::1", port))
 
 
 def test_without_being_told_nothing_is_own() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -53,12 +54,6 @@ async def connection_of(seam: Seam, origin: Origin, **given: Any) -> int:
     """Which connection an exchange goes through."""
     await seam.get(b"/x", **given)
     return origin.requests[-1].connection
-
-
-def the_connection_to(seam: Seam, *, busy: bool) -> Connection:
-    pool = seam.pool
-    (connection,) = (one for one in pool._connections if (one not in pool._idle) is busy)
-    return connection
 
 
 def the_connection(seam: Seam) -> Connection:
@@ -599,68 +594,104 @@ async def test_a_connection_made_while_the_transport_closes_is_closed(origin: Or
 # Where the name leads by now.
 
 
-def lead_to(seam: Seam, *addresses: str) -> list[float]:
-    """From now on the name leads to these. How often that is asked for, as moments."""
-    asked: list[float] = []
+def lead_to(seam: Seam, *addresses: str) -> list[frozenset[str] | None]:
+    """From now on, and for an hour, the name leads to these; without any, nobody knows where. What was told so far."""
+    told: list[frozenset[str] | None] = []
 
-    def known() -> tuple[frozenset[str], float]:
-        asked.append(asyncio.get_running_loop().time())
-        return frozenset(addresses), asked[-1] if len(asked) < 10 else float("inf")
+    def known() -> tuple[frozenset[str] | None, float]:
+        told.append(frozenset(addresses) or None)
+        return told[-1], asyncio.get_running_loop().time() + 3600.0
 
     seam.pool._dialer.known_addresses = known  # type: ignore[method-assign]
-    return asked
+    seam.pool._look_at = 0.0
+    return told
 
 
-async def test_a_connection_to_an_address_that_is_gone_is_left_when_its_time_has_come(
-    origin: Origin, seam: Seam, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_idle_connection_to_an_address_that_is_gone_serves_no_more(origin: Origin, seam: Seam) -> None:
     origin.on(b"/x", raw(OK, then="keep"))
     before = await connection_of(seam, origin)
-    pool = seam.pool
-    pool._look_at = 0.0
-    asked = lead_to(seam, "192.0.2.7")
-    assert await connection_of(seam, origin) == before, "it may serve on for a while"
-    monkeypatch.setattr(pool_room, "LEAVING_SECONDS", 0.0)
-    the_connection(seam).leave_at = 0.0
-    pool._look_at = 0.0
+    left = the_connection(seam)
+    lead_to(seam, "192.0.2.7")
     assert await connection_of(seam, origin) != before
-    assert pool.open_connections == 1
-    assert len(asked) == 2
+    assert not left.is_usable
+    await until(lambda: seam.pool.open_connections == 1)
 
 
-async def test_one_that_is_busy_is_closed_when_it_is_given_back(
-    origin: Origin, seam: Seam, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pool_room, "LEAVING_SECONDS", 0.0)
+async def test_one_that_is_busy_is_closed_when_it_is_given_back(origin: Origin, seam: Seam) -> None:
     gate = Gate()
     origin.on(b"/long", drip([b"a", b"b"], gate))
     origin.on(b"/x", raw(OK, then="keep"))
     gate.open()
     response = await seam.ask(b"/long")
-    pool = seam.pool
-    pool._look_at = 0.0
+    busy = the_connection(seam)
     lead_to(seam, "192.0.2.7")
     await seam.get(b"/x")
-    assert the_connection_to(seam, busy=True).is_left
+    assert busy.is_left
+    assert busy.is_usable
     gate.open(2)
     assert (await whole(response)).body == b"ab"
-    await until(lambda: pool.open_connections == pool.idle_connections)
-    assert not any(connection.is_left for connection in pool._connections)
+    assert not busy.is_usable
+    await until(lambda: busy not in seam.pool._connections)
 
 
-async def test_one_whose_address_is_named_again_stays(
-    origin: Origin, seam: Seam, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_one_whose_address_is_named_stays(origin: Origin, seam: Seam) -> None:
     origin.on(b"/x", raw(OK, then="keep"))
     before = await connection_of(seam, origin)
-    seam.pool._look_at = 0.0
-    lead_to(seam, "192.0.2.7")
-    await connection_of(seam, origin)
-    assert the_connection(seam).leave_at is not None
-    lead_to(seam, "127.0.0.1")
-    seam.pool._look_at = 0.0
+    lead_to(seam, "192.0.2.7", "127.0.0.1")
     assert await connection_of(seam, origin) == before
-    assert the_connection(seam).leave_at is None
+
+
+async def test_while_nothing_is_known_connections_stay(origin: Origin, seam: Seam) -> None:
+    origin.on(b"/x", raw(OK, then="keep"))
+    before = await connection_of(seam, origin)
+    asked = lead_to(seam)
+    assert await connection_of(seam, origin) == before
+    assert asked == [None]
+
+
+async def test_the_name_is_asked_for_once_in_a_ttl(origin: Origin, seam: Seam) -> None:
+    origin.on(b"/x", raw(OK, then="keep"))
+    await seam.get(b"/x")
+    asked = lead_to(seam, "127.0.0.1")
+    for _ in range(5):
+        await seam.get(b"/x")
+    assert asked == [frozenset({"127.0.0.1"})]
+
+
+async def test_a_service_that_moved_is_left_though_its_connections_never_rest(
+    origin: Origin, seam: Seam, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leads_to = ["127.0.0.1"]
+
+    async def getaddrinfo(host: str, port: int, **_: Any) -> list[Any]:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in leads_to]
+
+    async def ask_ttl(_: str) -> float:
+        return 300.0
+
+    def pass_ttl() -> None:
+        for answer in names._answers.values():
+            answer.runs_out = 0.0
+        seam.pool._look_at = 0.0
+
+    names = seam.transport._names
+    monkeypatch.setattr(names, "_ask_ttl", ask_ttl)
+    async with Origin(host="127.0.0.2", port=origin.port) as moved:
+        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
+        for place in (origin, moved):
+            place.on(b"/x", raw(OK, then="keep"))
+        seam.rules(host="moved.test")
+        before = await connection_of(seam, origin)
+        leads_to[:] = ["127.0.0.2"]
+        pass_ttl()
+        assert await connection_of(seam, origin) == before, "this one only has the name looked up"
+        await until(lambda: not names._look_ups)
+        seam.pool._look_at = 0.0
+        await seam.get(b"/x")
+        assert len(moved.requests) == 1
+        await until(lambda: seam.pool.open_connections == 1)
+        seam.pool.close()
+        await moved.until_connections(0)
 
 
 async def test_an_upstream_that_is_an_address_is_never_asked_about_again(origin: Origin, seam: Seam) -> None:
