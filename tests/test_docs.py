@@ -32,14 +32,14 @@ from relay import errors
 from relay.catalog import watcher
 from relay.management.commands.upstreams import FIELDS
 from relay.models import HeaderRule, Target, Upstream
-from relay.observing import access_log, metrics
+from relay.observing import access_log, descriptors, metrics
 from relay.observing.families import Family
 from relay.rules import addresses, headers
 from relay.upstreams import budgets, bulkheads, targets, transport
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
-METRIC_ROOMS = (access_log, budgets, bulkheads, metrics, targets, transport, watcher)
+METRIC_ROOMS = (access_log, budgets, bulkheads, descriptors, metrics, targets, transport, watcher)
 TOP_PAGES = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")]
 PAGES = [*TOP_PAGES, *sorted(DOCS.glob("*.md"))]
 OWN_COMMANDS = ("audit", "credentials", "first_run", "keys", "mfa", "secrets", "serve", "signing", "upstreams")
@@ -230,7 +230,7 @@ def test_every_make_target_in_the_documents_exists() -> None:
 
 def test_the_operations_page_has_every_metric_with_its_labels() -> None:
     page = (DOCS / "operations.md").read_text(encoding="utf-8")
-    told = re.findall(r"^\| `(relay_[a-z_]+)` \| ([^|]*)\|", page, re.MULTILINE)
+    told = re.findall(r"^\| `((?:relay|process)_[a-z_]+)` \| ([^|]*)\|", page, re.MULTILINE)
     families = [value for room in METRIC_ROOMS for value in vars(room).values() if isinstance(value, Family)]
     assert {name: re.findall("`([a-z_]+)`", labels) for name, labels in told} == {
         family.name: list(family.labels) for family in families

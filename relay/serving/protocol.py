@@ -107,6 +107,8 @@ class RelayProtocol(HttpToolsProtocol):
         """How much has arrived of a head that is not whole."""
         self._fruitless_bytes = 0
         """How much has arrived of a chunked body since the last that was body."""
+        self._descriptor = 0
+        """The socket's number."""
         self._entered = False
         self._lingering = False
         self._head_deadline = _NO_DEADLINE
@@ -118,7 +120,8 @@ class RelayProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
-        refusal = self._door.enter(self._peer, connections=len(self.connections))
+        self._descriptor = transport.get_extra_info("socket").fileno()
+        refusal = self._door.enter(self._peer, connections=len(self.connections), descriptor=self._descriptor)
         if refusal is None:
             self._entered = True
             self._await_head()
@@ -266,7 +269,7 @@ class RelayProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         self.transport.write(door.refusal_bytes(error, client=self._peer or ""))
-        if self._door.lingering >= door.MOST_LINGERING or not self.transport.can_write_eof():
+        if not self._door.has_room_to_linger(self._descriptor) or not self.transport.can_write_eof():
             self.close()
             return
         self.transport.write_eof()

@@ -305,7 +305,13 @@ def _announced_bytes(pairs: list[tuple[bytes, bytes]]) -> int:
 
 _UNAVAILABLE = frozenset({502, 503, 504})
 """Statuses with which a target says that it cannot answer."""
-_NOT_THE_TARGETS = (faults.CallerStalled, faults.ConnectionsClosed, httpx.PoolTimeout, httpx.LocalProtocolError)
+_NOT_THE_TARGETS = (
+    faults.CallerStalled,
+    faults.ConnectionsClosed,
+    faults.OutOfFiles,
+    httpx.PoolTimeout,
+    httpx.LocalProtocolError,
+)
 """What says nothing about the target."""
 _FINAL = (faults.HeadTimeout, *_NOT_THE_TARGETS)
 """What is not tried again: a target that is slow may be at work on it."""
@@ -317,6 +323,7 @@ _ERRORS: tuple[tuple[type[httpx.HTTPError], type[errors.RelayError]], ...] = (
     (faults.LedBack, errors.LoopDetected),
     (faults.NameUnresolved, errors.NameUnresolved),
     (faults.PortClosed, errors.ConnectionRefused),
+    (faults.OutOfFiles, errors.ServerFull),
     (faults.CertificateUntrusted, errors.CertificateRefused),
     (faults.HandshakeFailed, errors.TLSFailed),
     (faults.HeadTimeout, errors.HeadTimedOut),
