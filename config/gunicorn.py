@@ -14,10 +14,13 @@ accept for HANDOVER_SECONDS more, while the new ones start, answer what comes on
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
+import logging
 import mmap
 import os
 import platform
+import select
 import signal
 import socket
 import sys
@@ -36,8 +39,10 @@ from uvicorn.config import Config
 from uvicorn.server import Server
 from uvicorn_worker import UvicornWorker
 
-from relay.serving import status
+from relay.serving import door, status
 from relay.upstreams import listeners
+
+logger = logging.getLogger(__name__)
 
 SHUTDOWN_MARGIN_SECONDS = 2
 """What a worker gets, beyond the grace, to cancel what is left and to end its lifespan."""
@@ -50,6 +55,9 @@ HANG_SECONDS = 30
 """A worker whose event loop stood still for this long is killed."""
 
 
+DEAF_TICKS = 20
+"""Of uvicorn, which has ten in a second: when callers waited at each of them and none was let in, the worker listens
+anew. uvloop stops listening, without a word, when it finds no file descriptor to turn callers away with."""
 HANDOVER_SECONDS = 2
 """How long a worker whose place is taken still accepts: a new one needs about one to start."""
 
@@ -151,6 +159,11 @@ class DrainingServer(Server):
         self._is_whole_stop = is_whole_stop
         self._hands_over = False
         self._stops_at: float | None = None
+        self._listeners: list[_Listener] = []
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=sockets)
+        self._listeners = [_Listener(listening) for listening in sockets or ()]
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if sig != signal.SIGTERM:
@@ -166,7 +179,30 @@ class DrainingServer(Server):
 
     async def on_tick(self, counter: int) -> bool:
         self._look_at_clock()
+        seen = door.door_of(self.server_state).seen
+        for place, listener in enumerate(self._listeners):
+            if listener.is_deaf(seen) and not self.should_exit:
+                await self._listen_again(place)
         return await super().on_tick(counter)
+
+    async def _listen_again(self, place: int) -> None:
+        try:
+            listening = self._listeners[place].take_spare()
+            server = await asyncio.get_running_loop().create_server(
+                self._make_protocol, sock=listening, backlog=self.config.backlog
+            )
+        except OSError:
+            return  # there may be a descriptor at the next tick
+        self.servers[place].close()
+        self.servers[place] = server
+        self._listeners[place] = _Listener(listening)
+        logger.warning("The worker had stopped listening, for want of file descriptors. It listens again.")
+
+    def _make_protocol(self) -> asyncio.Protocol:
+        """As uvicorn makes them."""
+        return self.config.http_protocol_class(  # type: ignore[call-arg]
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
 
     def _look_at_clock(self) -> None:
         if self._stops_at is not None and time.monotonic() >= self._stops_at:
@@ -177,6 +213,9 @@ class DrainingServer(Server):
             status.begin_handing_over()
         else:
             status.begin_refusing()
+        for listener in self._listeners:
+            listener.close()
+        self._listeners.clear()
         await super().shutdown(sockets)
 
     def stop_now(self) -> None:
@@ -186,6 +225,37 @@ class DrainingServer(Server):
         self.should_exit = True
         for task in self.server_state.tasks:
             task.cancel()
+
+
+class _Listener:
+    """A socket that callers come to, seen from beside the event loop."""
+
+    def __init__(self, listening: socket.socket) -> None:
+        self._poll = select.poll()
+        self._poll.register(listening, select.POLLIN)
+        self._listening = listening
+        self._spare: socket.socket | None = None
+        with contextlib.suppress(OSError):
+            # To be there when there is no descriptor for another.
+            self._spare = listening.dup()
+        self._ticks = 0
+        self._seen = 0
+
+    def is_deaf(self, seen: int) -> bool:
+        """At each tick, with the number of connections that have come by then."""
+        is_held_up = seen == self._seen and bool(self._poll.poll(0))
+        self._ticks = self._ticks + 1 if is_held_up else 0
+        self._seen = seen
+        return self._ticks >= DEAF_TICKS
+
+    def take_spare(self) -> socket.socket:
+        """The same socket by another number. Raises OSError."""
+        spare, self._spare = self._spare, None
+        return spare or self._listening.dup()
+
+    def close(self) -> None:
+        if self._spare is not None:
+            self._spare.close()
 
 
 class RelayWorker(UvicornWorker):

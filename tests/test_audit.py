@@ -77,11 +77,30 @@ def test_an_entry_names_the_object_and_what_it_belongs_to(weather: Upstream, bat
     assert str(key) == f"key {key.object_name}: changed"
 
 
+def test_a_target_is_named_by_its_address_and_told_with_its_upstream(weather: Upstream) -> None:
+    def edit() -> None:
+        target = weather.targets.create(address="10.20.0.7:8080")
+        target.weight = 3
+        target.save()
+        weather.targets.update(enabled=False)
+        weather.targets.all().delete()
+
+    left = entries_of(edit)
+    named = [(entry.kind, entry.object_name, entry.upstream, entry.action) for entry in left]
+    assert named == [
+        ("target", "10.20.0.7:8080", "weather", action) for action in ("added", "changed", "changed", "removed")
+    ]
+    assert left[0].changes["address"] == [None, "10.20.0.7:8080"]
+    assert [entry.changes for entry in left[1:3]] == [{"weight": [1, 3]}, {"enabled": [True, False]}]
+
+
 def test_what_a_removal_takes_along_is_told_with_names(weather: Upstream, batch: Consumer) -> None:
     weather.header_rules.create(name="x-a", value="1")
+    weather.targets.create(address="10.20.0.7")
     removed = entries_of(weather.delete)
     assert {(entry.object_type, entry.upstream, entry.consumer) for entry in removed} == {
         ("relay.headerrule", "weather", ""),
+        ("relay.target", "weather", ""),
         ("relay.grant", "weather", "batch"),
         ("relay.upstream", "weather", ""),
     }

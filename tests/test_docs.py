@@ -31,15 +31,15 @@ from config.gunicorn import HANDOVER_SECONDS, SHUTDOWN_MARGIN_SECONDS
 from relay import errors
 from relay.catalog import watcher
 from relay.management.commands.upstreams import FIELDS
-from relay.models import HeaderRule, Upstream
-from relay.observing import access_log, metrics
+from relay.models import HeaderRule, Target, Upstream
+from relay.observing import access_log, descriptors, metrics
 from relay.observing.families import Family
 from relay.rules import addresses, headers
-from relay.upstreams import bulkheads, targets, transport
+from relay.upstreams import budgets, bulkheads, targets, transport
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
-METRIC_ROOMS = (access_log, bulkheads, metrics, targets, transport, watcher)
+METRIC_ROOMS = (access_log, budgets, bulkheads, descriptors, metrics, targets, transport, watcher)
 TOP_PAGES = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")]
 PAGES = [*TOP_PAGES, *sorted(DOCS.glob("*.md"))]
 OWN_COMMANDS = ("audit", "credentials", "first_run", "keys", "mfa", "secrets", "serve", "signing", "upstreams")
@@ -148,6 +148,7 @@ REGIONS: dict[tuple[str, str], Callable[[], str]] = {
     ("configuration.md", "settings"): reference_markdown,
     ("errors.md", "errors"): error_table,
     ("upstream-fields.md", "fields"): lambda: field_table(Upstream, ("slug", *FIELDS)),
+    ("upstream-fields.md", "target-fields"): lambda: field_table(Target, ("address", "weight", "enabled", "backup")),
     ("upstream-fields.md", "header-rule-fields"): lambda: field_table(HeaderRule, ("side", "action", "name", "value")),
     ("headers.md", "hop-by-hop"): lambda: names_list(headers.HOP_BY_HOP),
     ("headers.md", "forwarding"): lambda: names_list(headers.FORWARDING),
@@ -229,7 +230,7 @@ def test_every_make_target_in_the_documents_exists() -> None:
 
 def test_the_operations_page_has_every_metric_with_its_labels() -> None:
     page = (DOCS / "operations.md").read_text(encoding="utf-8")
-    told = re.findall(r"^\| `(relay_[a-z_]+)` \| ([^|]*)\|", page, re.MULTILINE)
+    told = re.findall(r"^\| `((?:relay|process)_[a-z_]+)` \| ([^|]*)\|", page, re.MULTILINE)
     families = [value for room in METRIC_ROOMS for value in vars(room).values() if isinstance(value, Family)]
     assert {name: re.findall("`([a-z_]+)`", labels) for name, labels in told} == {
         family.name: list(family.labels) for family in families

@@ -11,7 +11,8 @@ from django.core.exceptions import ValidationError
 from django.db import DataError, IntegrityError, transaction
 from django.db.models import F
 
-from relay.models import Change, HeaderRule, JarCookie, Revision, Upstream, empty_jar
+from relay.models import Change, HeaderRule, JarCookie, Revision, Target, Upstream, empty_jar
+from relay.models.targets import MOST_TARGETS
 
 pytestmark = pytest.mark.django_db
 
@@ -75,6 +76,25 @@ WRONG = [
     ("min_upload_bytes_per_second", 2**30 + 1),
     ("keepalive_seconds", -1),
     ("keepalive_seconds", float("nan")),
+    ("balancing", "random"),
+    ("balancing_header", "X A"),
+    ("max_retries", 6),
+    ("max_retries", -1),
+    ("retry_percent", 101),
+    ("breaker_failures", 1001),
+    ("breaker_percent", 101),
+    ("breaker_seconds", 0),
+    ("check_path", "healthz"),
+    ("check_path", "/a b"),
+    ("check_path", "http://elsewhere.example/"),
+    ("check_method", "POST"),
+    ("check_statuses", ""),
+    ("check_statuses", "600"),
+    ("check_statuses", "299-200"),
+    ("check_interval_seconds", 0),
+    ("check_timeout_seconds", float("nan")),
+    ("check_failures", 0),
+    ("check_successes", 1001),
     ("max_request_bytes", -1),
     ("max_response_bytes", 2**51),
     ("max_concurrent", 0),
@@ -128,6 +148,8 @@ def test_texts_are_stored_in_one_canonical_form() -> None:
     assert row.allowed_networks == "10.0.0.0/8\n192.0.2.1/32"
     assert row.ca_bundle == CA_BUNDLE.strip() + "\n"
     assert row.outbound_proxy == "http://proxy.example.com:3128"
+    row = saved(slug="b", balancing_header=" X-Session-Id ", check_path=" /x?y=1 ", check_statuses="200 204,300-399")
+    assert (row.balancing_header, row.check_path, row.check_statuses) == ("x-session-id", "/x?y=1", "200, 204, 300-399")
 
 
 def test_an_at_sign_in_the_path_is_no_userinfo() -> None:
@@ -269,3 +291,147 @@ def test_emptying_a_jar_is_no_change_of_the_upstream() -> None:
     assert recorded(lambda: empty_jar(row)) == set()
     assert Revision.objects.get(pk=1).value > before
     assert not JarCookie.objects.exists()
+
+
+# Targets
+
+
+def with_targets(*addresses: str, **fields: Any) -> Upstream:
+    row = saved(**fields)
+    for address in addresses:
+        row.targets.create(address=address)
+    return row
+
+
+@pytest.mark.parametrize(
+    ("text", "canonical"),
+    [
+        (" API.example ", "api.example"),
+        ("api.example.:080", "api.example:80"),
+        ("bücher.example:443", "xn--bcher-kva.example:443"),
+        ("10.20.0.7", "10.20.0.7"),
+        ("[2001:DB8:0:0::1]", "[2001:db8::1]"),
+        ("[2001:db8::1]:8080", "[2001:db8::1]:8080"),
+    ],
+)
+def test_an_address_is_stored_in_its_canonical_form(text: str, canonical: str) -> None:
+    row = with_targets(text)
+    assert [str(target) for target in row.targets.all()] == [canonical]
+    row.targets.update(address=canonical)
+    Target.objects.bulk_create([Target(upstream=saved(slug="b"), address=text)])
+    assert Target.objects.get(upstream__slug="b").address == canonical
+
+
+WRONG_TARGETS = [
+    ("address", ""),
+    ("address", "http://a.example"),
+    ("address", "a.example/x"),
+    ("address", "user@a.example"),
+    ("address", "a example"),
+    ("address", "a.example:65536"),
+    ("address", "127.1"),
+    ("address", "2001:db8::1"),
+    ("weight", 0),
+    ("weight", 101),
+]
+
+
+@pytest.mark.parametrize(("field", "value"), WRONG_TARGETS)
+def test_a_wrong_target_is_refused_on_every_way(field: str, value: Any) -> None:
+    row = with_targets("a.example")
+    wrong = Target(upstream=row, **{"address": "b.example", "weight": 1} | {field: value})
+    for write in (wrong.save, lambda: Target.objects.bulk_create([wrong])):
+        with pytest.raises(ValidationError) as problem:
+            write()
+        assert set(problem.value.message_dict) >= {field}
+    with transaction.atomic(), pytest.raises((ValidationError, IntegrityError)), transaction.atomic():
+        Target.objects.update(**{field: value})
+    assert Target.objects.values_list("address", "weight").get() == ("a.example", 1)
+
+
+def test_the_database_refuses_a_weight_that_validation_has_not_seen() -> None:
+    target = Target(upstream=saved(), address="a.example", weight=101)
+    with transaction.atomic(), pytest.raises(IntegrityError, match="relay_target_weight"), transaction.atomic():
+        target.save_base()
+
+
+def test_an_address_is_listed_once_whatever_its_spelling() -> None:
+    row = with_targets("a.example:80")
+    with pytest.raises(ValidationError, match="has a target with this address already"):
+        row.targets.create(address="A.example:080")
+    with transaction.atomic(), pytest.raises(IntegrityError), transaction.atomic():
+        row.targets.bulk_create([Target(upstream=row, address="A.example:080")])
+    saved(slug="b").targets.create(address="a.example:80")
+
+
+def test_an_upstream_has_at_most_so_many_targets_on_every_way() -> None:
+    row, other = saved(), with_targets("z.example", slug="b")
+    many = [Target(upstream=row, address=f"n{number}.example") for number in range(MOST_TARGETS + 1)]
+    with pytest.raises(ValidationError, match="at most 32 targets"):
+        Target.objects.bulk_create(many)
+    assert not row.targets.exists()
+    Target.objects.bulk_create(many[1:])
+    row.targets.first().save()  # type: ignore[union-attr]  # there are 32
+    with pytest.raises(ValidationError, match="at most 32 targets"):
+        row.targets.create(address="one-more.example")
+    with pytest.raises(ValidationError, match="at most 32 targets"):
+        other.targets.update(upstream=row)
+    assert (row.targets.count(), other.targets.count()) == (MOST_TARGETS, 1)
+
+
+def test_every_write_of_a_target_notes_its_upstream() -> None:
+    row = with_targets("a.example")
+    target = row.targets.get()
+    assert recorded(target.save) == {"a"}
+    assert recorded(lambda: Target.objects.update(enabled=False)) == {"a"}
+    assert recorded(target.delete) == {"a"}
+
+
+def test_balancing_by_a_header_takes_its_name() -> None:
+    with pytest.raises(ValidationError) as problem:
+        upstream(balancing="header").save()
+    assert problem.value.message_dict == {"balancing_header": ["Name the header to balance by."]}
+    saved(balancing="header", balancing_header="x-a")
+
+
+def test_a_check_for_a_text_takes_an_answer_with_a_body() -> None:
+    with pytest.raises(ValidationError) as problem:
+        upstream(check_path="/healthz", check_method="HEAD", check_body="ok").save()
+    assert set(problem.value.message_dict) == {"check_body"}
+    saved(check_path="/healthz", check_method="GET", check_body="ok")
+
+
+@pytest.mark.parametrize(
+    ("addresses", "fields", "words"),
+    [
+        (["10.0.0.1"], {}, "10.0.0.1 is not a public address (private). Requests will be refused"),
+        (["10.0.0.1", "[fd00::1]", "10.0.0.2"], {}, "10.0.0.1, fd00::1, 10.0.0.2 are not public addresses"),
+        (["10.0.0.1", "b.example"], {}, "10.0.0.1 is not a public address"),
+        (["a.example:443", "a.example"], {}, "a.example:443 and a.example are the same place"),
+        (["a.example", "b.example"], {"max_connections": 1, "max_concurrent": 3}, "Only 2 of 3"),
+        (["a.example"], {"check_path": "/x"}, "Its health checks only inform"),
+        ([], {"check_path": "/x"}, "Its health checks only inform"),
+    ],
+)
+def test_targets_that_will_not_work_are_saved_with_a_warning(
+    addresses: list[str], fields: dict[str, Any], words: str
+) -> None:
+    (sentence,) = with_targets(*addresses, **fields).warnings()
+    assert words in sentence
+
+
+def test_of_an_upstream_with_targets_the_base_url_s_own_address_does_not_matter() -> None:
+    row = with_targets("a.example", "10.0.0.1:8080", base_url="http://127.0.0.1:9000", allowed_networks="10.0.0.0/8")
+    assert row.warnings() == []
+
+
+def test_targets_that_are_switched_off_or_backups_alone_are_warned_of() -> None:
+    row = with_targets("10.0.0.1", "a.example", "b.example", check_path="/healthz")
+    row.targets.filter(address="10.0.0.1").update(enabled=False)
+    assert row.warnings() == [], "what is switched off is not connected to"
+    row.targets.update(backup=True)
+    (sentence,) = row.warnings()
+    assert sentence.startswith("Only backups are switched on")
+    row.targets.update(enabled=False)
+    (sentence,) = row.warnings()
+    assert sentence.startswith("All of its targets are switched off: callers get 503.")

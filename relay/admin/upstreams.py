@@ -1,4 +1,4 @@
-"""Upstreams in the admin: the changelist, the change form with its header rules, bulk switches and deletion.
+"""Upstreams in the admin: the changelist, the change form with its targets and header rules, bulk switches, deletion.
 
 Header rule values and the proxy's password are shown to those who may change them and to nobody else: readers see
 “(hidden)”, and lookups in the URL cannot ask for them either. Where an upstream points is a right of its own.
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 from django.contrib import admin, messages
 from django.contrib.auth.models import User
 from django.core.exceptions import PermissionDenied
-from django.db.models import F, QuerySet, Value
+from django.db.models import Count, F, OuterRef, QuerySet, Subquery, Value
 from django.db.models.functions import Coalesce, NullIf
 from django.forms import BaseInlineFormSet, ModelForm
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseNotAllowed, HttpResponseRedirect
@@ -28,22 +28,26 @@ from unfold.decorators import display
 
 from relay.admin import callers, credentials, documentation
 from relay.admin.examples import curl_examples
-from relay.admin.forms import HeaderRuleForm, UpstreamForm
+from relay.admin.forms import HeaderRuleForm, TargetForm, TargetFormSet, UpstreamForm
 from relay.admin.switching import Switches
 from relay.admin.trails import TrailedAdmin
-from relay.models import Access, CookieMode, HeaderRule, JarCookie, Upstream, empty_jar, usage
+from relay.models import Access, CookieMode, HeaderRule, JarCookie, Target, Upstream, empty_jar, usage
+from relay.models.targets import MOST_TARGETS
 from relay.models.upstreams import POINTING_FIELDS
 from relay.rules.hosts import Hosts
 from relay.serving.hosts import names
 
 if TYPE_CHECKING:  # unfold has no types
     _ModelAdmin = admin.ModelAdmin[Upstream]
-    _TabularInline = admin.TabularInline[HeaderRule, Upstream]
+    _HeaderRules = admin.TabularInline[HeaderRule, Upstream]
+    _Targets = admin.TabularInline[Target, Upstream]
 else:
-    _ModelAdmin, _TabularInline = TrailedAdmin, TabularInline
+    _ModelAdmin = TrailedAdmin
+    _HeaderRules = _Targets = TabularInline
 
 HIDDEN = "(hidden)"
 MAY_POINT = "relay.point_upstream"
+MAY_CHANGE = "relay.change_upstream"
 
 
 def hide(contents: str) -> str:
@@ -75,11 +79,49 @@ def relay_place(slug: str, hosts: Hosts) -> tuple[str, str]:
     return hosts.relay_name(), reverse("relay:upstream", args=(slug,))
 
 
+def _count(targets: QuerySet[Target]) -> Coalesce:
+    """How many of these an upstream has."""
+    counts = targets.filter(upstream=OuterRef("pk")).order_by().values("upstream").annotate(count=Count("pk"))
+    return Coalesce(Subquery(counts.values("count")), 0)
+
+
 def _cookies(count: int) -> str:
     return f"{count} cookie{'' if count == 1 else 's'}"
 
 
-class HeaderRuleInline(_TabularInline):
+class TargetInline(_Targets):
+    """Who may change the upstream changes what share its targets have; where they are is a matter of pointing it."""
+
+    model = Target
+    form = TargetForm
+    formset = TargetFormSet
+    fields = ("address", "weight", "enabled", "backup")
+    extra = 0
+    max_num = MOST_TARGETS
+    hide_title = True
+    template_before = "relay/admin/targets.html"
+
+    def get_formset(self, request: HttpRequest, obj: Upstream | None = None, **kwargs: Any) -> Any:
+        # Who may not add gets a `max_num` of 0, and the targets there are would be too many.
+        return super().get_formset(request, obj, validate_max=self.has_add_permission(request, obj), **kwargs)
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Upstream | None = None) -> tuple[str, ...]:
+        return () if request.user.has_perm(MAY_POINT) else ("address",)
+
+    def has_view_permission(self, request: HttpRequest, obj: Upstream | None = None) -> bool:
+        return True  # who sees the page sees them
+
+    def has_change_permission(self, request: HttpRequest, obj: Upstream | None = None) -> bool:
+        return request.user.has_perm(MAY_CHANGE)
+
+    def has_add_permission(self, request: HttpRequest, obj: Upstream | None = None) -> bool:
+        return request.user.has_perm(MAY_POINT) and (obj is None or request.user.has_perm(MAY_CHANGE))
+
+    def has_delete_permission(self, request: HttpRequest, obj: Upstream | None = None) -> bool:
+        return self.has_add_permission(request, obj)
+
+
+class HeaderRuleInline(_HeaderRules):
     model = HeaderRule
     form = HeaderRuleForm
     fields = ("side", "action", "name", "value")
@@ -90,9 +132,9 @@ class HeaderRuleInline(_TabularInline):
 @admin.register(Upstream)
 class UpstreamAdmin(Switches, _ModelAdmin):
     form = UpstreamForm
-    inlines = (HeaderRuleInline,)
+    inlines = (TargetInline, HeaderRuleInline)
     save_as = True
-    radio_fields = dict.fromkeys(("access", "delivery", "host_header", "cookie_mode"), admin.VERTICAL)
+    radio_fields = dict.fromkeys(("access", "balancing", "delivery", "host_header", "cookie_mode"), admin.VERTICAL)
     readonly_fields = ("created_at", "created_by", "changed_at", "changed_by")
     readonly_preprocess_fields: ClassVar[dict[str, Callable[[str], str]]] = {"outbound_proxy": hide_userinfo}
     fieldsets = (
@@ -125,6 +167,34 @@ class UpstreamAdmin(Switches, _ModelAdmin):
                 )
             },
         ),
+        ("Balancing", {"fields": ("balancing", "balancing_header")}),
+        (
+            "Failures",
+            {
+                "fields": (
+                    "max_retries",
+                    "retry_percent",
+                    "breaker_failures",
+                    "breaker_percent",
+                    "breaker_seconds",
+                )
+            },
+        ),
+        (
+            "Health checks",
+            {
+                "fields": (
+                    "check_path",
+                    "check_method",
+                    "check_statuses",
+                    "check_body",
+                    "check_interval_seconds",
+                    "check_timeout_seconds",
+                    "check_failures",
+                    "check_successes",
+                )
+            },
+        ),
         (
             "Bounds",
             {
@@ -153,7 +223,7 @@ class UpstreamAdmin(Switches, _ModelAdmin):
         ("allowed_networks", admin.EmptyFieldListFilter),
         ("outbound_proxy", admin.EmptyFieldListFilter),
     )
-    search_fields = ("slug", "name", "base_url")
+    search_fields = ("slug", "name", "base_url", "targets__address")
     search_help_text = "Search by slug, name or host"
     ordering = ("slug",)
     actions = ("switch_on", "switch_off")
@@ -200,7 +270,21 @@ class UpstreamAdmin(Switches, _ModelAdmin):
                 {"text": relay_url(request, upstream), "what": f"the relay URL of {upstream}"},
             )
 
-        return ("title", copyable_url, "base_url", "caller", "state", "last_change")
+        return ("title", copyable_url, "leads_to", "caller", "state", "last_change")
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Upstream]:
+        rows: QuerySet[Upstream] = super().get_queryset(request)
+        targets = Target.objects.all()
+        return rows.annotate(target_count=_count(targets), used_target_count=_count(targets.filter(enabled=True)))
+
+    @display(header=True, ordering="base_url", description="base URL")
+    def leads_to(self, upstream: Any) -> tuple[str, ...]:
+        """`upstream` as `get_queryset` gives it."""
+        count, off = upstream.target_count, upstream.target_count - upstream.used_target_count
+        if not count:
+            return (upstream.base_url,)
+        targets = f"{count} target{'' if count == 1 else 's'}"
+        return upstream.base_url, f"{targets}, {off} switched off" if off else targets
 
     @display(header=True, ordering=Coalesce(NullIf(F("name"), Value("")), F("slug")), description="name")
     def title(self, upstream: Upstream) -> tuple[str, ...]:
@@ -274,7 +358,7 @@ class UpstreamAdmin(Switches, _ModelAdmin):
         self,
         request: HttpRequest,
         form: ModelForm[Upstream],
-        formsets: Iterable[BaseInlineFormSet[HeaderRule, Upstream, ModelForm[HeaderRule]]],
+        formsets: Iterable[BaseInlineFormSet[Any, Upstream, ModelForm[Any]]],
         change: bool,
     ) -> None:
         super().save_related(request, form, formsets, change)

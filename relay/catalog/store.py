@@ -1,11 +1,13 @@
 """Keeps the last good snapshot in the data folder, so that the relay starts when the database is away.
 
 Theory of operation. What is kept are the rows that the loader makes snapshots of, in a `row_file`; secrets are in it as
-they are in the database, sealed, and the whole is sealed again. While polls succeed, a thread of the store's own looks
-every `KEEP_SECONDS`: where the database still has what the file has, the file is touched, so its time tells when it was
-last known to be right; else it is written anew, from the database, by one worker of the machine. What writing costs
-bounds how often it is done (`WRITING_SHARE`). Nothing here decides requests or ends a worker: a disk that is full or a
-folder that cannot be written is one line in the log when it begins and one when it ends.
+they are in the database, sealed, and the whole is sealed again. After a poll that brought another snapshot, and every
+`CONFIRM_SECONDS` besides, a thread of the store's own looks: where the database still has what the file has, it is
+touched, so that its time tells when it was last known to be right; else it is written anew, from the database, by one
+worker of the machine. A look that settled nothing, because another worker was at it or because it is too soon, is taken
+again after the next poll. What writing costs bounds how often it is done (`WRITING_SHARE`): only large tables notice.
+Nothing here decides requests or ends a worker: a disk that is full or a folder that cannot be written is one line in
+the log when it begins and one when it ends, and is tried again after pauses that grow.
 """
 
 from __future__ import annotations
@@ -29,14 +31,18 @@ from relay.catalog.snapshot import Snapshot
 
 logger = logging.getLogger(__name__)
 
-KEEP_SECONDS = 10.0
-"""How far the file may be behind what requests are decided from, when writing it is quick."""
+CONFIRM_SECONDS = 10.0
+"""How often the file of a database that did not change is confirmed."""
 WRITING_SHARE = 0.05
-"""Of a machine's time, at most, is spent on writing: a file that takes 3 seconds is written once a minute."""
+"""Of a machine's time, at most, is spent on writing: a file that takes 3 seconds is written once a minute, one that
+takes 20 milliseconds after each poll that brought something."""
 MOST_PAUSE_SECONDS = 300.0
 """Between two writings, however long one takes."""
 DOUBTED_SECONDS = 300.0
 """A file that was not confirmed for so long is written anew, whatever it says: the database may be another by now."""
+FIRST_RETRY_SECONDS = 1.0
+MOST_RETRY_SECONDS = 10.0
+"""Pauses between tries of a write that fails double up to this, unless trying takes so long that its share is up."""
 STOP_SECONDS = 1.0
 
 _NAME = "snapshot"
@@ -63,18 +69,25 @@ class Store:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="relay-store")
         self._stopping = threading.Event()
         self._keeping: asyncio.Future[None] | None = None
-        self._next = 0.0
-        """When the file may be looked at again, by `time.monotonic()`."""
+        self._settled_revision = -1
+        """Of the snapshot that was in force when the file was last found or made right."""
+        self._confirm_at = 0.0
+        """When a file that is right is looked at again. This and the next by `time.monotonic()`."""
+        self._retry_at = 0.0
+        """No look before: the last one failed."""
+        self._retry_seconds = FIRST_RETRY_SECONDS
         self._failing = False
 
     async def load(self) -> Kept:
         """What is kept. Raises RowsUnusable."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._load)
 
-    def follow(self) -> None:
-        """The database has just answered: keep what it has, if that is due."""
-        if self._keeping is None and time.monotonic() >= self._next:
-            self._keeping = asyncio.get_running_loop().run_in_executor(self._thread, self.keep)
+    def follow(self, revision: int) -> None:
+        """The database has just answered, and the snapshot in force has this revision: keep it, if that is due."""
+        now = time.monotonic()
+        is_due = revision != self._settled_revision or now >= self._confirm_at
+        if self._keeping is None and is_due and now >= self._retry_at:
+            self._keeping = asyncio.get_running_loop().run_in_executor(self._thread, self.keep, revision)
             self._keeping.add_done_callback(self._kept)
 
     def _kept(self, done: asyncio.Future[None]) -> None:
@@ -98,51 +111,68 @@ class Store:
         with row_file.reading(self._path, _COLUMNS) as rows:
             return Kept(loader.load_from(rows), max(0.0, time.time() - rows.head.confirmed_at))
 
-    def keep(self) -> None:
-        """Have the file say what the database has, unless another worker is at it. Never for a reason to stop."""
+    def keep(self, revision: int) -> None:
+        """Have the file say what the database has, unless another worker is at it. Never for a reason to stop.
+
+        `revision` is that of the snapshot in force: what the database has is no older.
+        """
+        began = time.monotonic()
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             with _alone(self._folder / "lock") as lock:
-                if lock is not None:
-                    self._confirm_or_write(lock)
+                is_settled = lock is not None and self._confirm_or_write(lock)
         except loader.CatalogUnreadable:
             pass  # the watcher tells of it
         except OSError as problem:
-            if not self._failing:
-                self._failing = True
-                logger.error(
-                    "The snapshot cannot be stored in %s (%s). The relay serves all the same, but would it start while "
-                    "the database is away, it would know no more than what was stored before.",
-                    self._folder,
-                    problem.strerror,
-                )
+            self._failed(problem, spent=time.monotonic() - began)
         else:
-            if self._failing:
-                self._failing = False
-                logger.warning("The snapshot is stored again.")
-        finally:
-            self._next = time.monotonic() + KEEP_SECONDS
+            if is_settled:
+                self._succeeded(revision)
 
-    def _confirm_or_write(self, lock: int) -> None:
+    def _failed(self, problem: OSError, *, spent: float) -> None:
+        self._retry_at = time.monotonic() + max(self._retry_seconds, min(spent / WRITING_SHARE, MOST_PAUSE_SECONDS))
+        self._retry_seconds = min(self._retry_seconds * 2, MOST_RETRY_SECONDS)
+        if not self._failing:
+            self._failing = True
+            logger.error(
+                "The snapshot cannot be stored in %s (%s). The relay serves all the same, but would it start while the "
+                "database is away, it would know no more than what was stored before.",
+                self._folder,
+                problem.strerror,
+            )
+
+    def _succeeded(self, revision: int) -> None:
+        self._settled_revision = revision
+        self._confirm_at = time.monotonic() + CONFIRM_SECONDS
+        self._retry_seconds = FIRST_RETRY_SECONDS
+        if self._failing:
+            self._failing = False
+            logger.warning("The snapshot is stored again.")
+
+    def _confirm_or_write(self, lock: int) -> bool:
+        """Whether the file now says what the database has."""
         with loader.reading_rows() as rows:
             began = time.time()
             revision = self._trusted_revision(began)
             if revision is not None and rows.are_those_of(revision):
                 os.utime(self._path)
-            elif revision is None or not 0 < os.fstat(lock).st_mtime - began <= MOST_PAUSE_SECONDS:
-                spent = -time.monotonic()
-                row_file.write(
-                    self._path,
-                    _COLUMNS,
-                    rows.of,
-                    revision=rows.revision,
-                    confirmed_at=began,
-                    go_on=lambda: not self._stopping.is_set(),
-                )
-                spent += time.monotonic()
-                # The lock's time says, to all workers, when there may be a next writing.
-                next_at = time.time() + min(spent / WRITING_SHARE, MOST_PAUSE_SECONDS)
-                os.utime(lock, (next_at, next_at))
+                return True
+            if revision is not None and _says_wait(lock, began):
+                return False  # writing has had its share of the time
+            spent = -time.monotonic()
+            row_file.write(
+                self._path,
+                _COLUMNS,
+                rows.of,
+                revision=rows.revision,
+                confirmed_at=began,
+                go_on=lambda: not self._stopping.is_set(),
+            )
+            spent += time.monotonic()
+            # The lock's times say, to all workers, from when until when there may be no next writing.
+            now = time.time()
+            os.utime(lock, (now, now + min(spent / WRITING_SHARE, MOST_PAUSE_SECONDS)))
+            return True
 
     def _trusted_revision(self, now: float) -> int | None:
         """Of the file, if this relay could start from it; None for one to be replaced, whatever the database has."""
@@ -152,6 +182,12 @@ class Store:
             return None
         right = head.has(_COLUMNS) and head.key == vault.keyring().newest_id
         return head.revision if right and 0 <= now - head.confirmed_at < DOUBTED_SECONDS else None
+
+
+def _says_wait(lock: int, now: float) -> bool:
+    """A clock that was put back in between, or far ahead, lets the next writing be."""
+    noted = os.fstat(lock)
+    return noted.st_atime <= now < noted.st_mtime
 
 
 @contextmanager

@@ -72,6 +72,8 @@ class Watcher:
         self._start_deadline_seconds = start_deadline_seconds
         self._subscribers: list[Callable[[Snapshot], None]] = []
         self._failing_since: datetime | None = None
+        """For people, by the wall clock; how long it was is told by the other, which never leaps."""
+        self._began_failing_at = 0.0
         self._error: str | None = None
         self._thread: ThreadPoolExecutor | None = None
         self._task: asyncio.Task[None] | None = None
@@ -137,7 +139,7 @@ class Watcher:
         except asyncio.CancelledError:
             loading.cancel()
             raise
-        self._recovered()
+        self._recovered(snapshot.revision)
         return snapshot
 
     async def _load_stored(self, problem: loader.CatalogUnreadable) -> Snapshot:
@@ -227,10 +229,11 @@ class Watcher:
             # Whatever it is, the snapshot in force is better than none.
             self._failed(type(problem).__name__)
         else:
-            self._recovered()
+            retired = [catalog.current()]
             if snapshot is not None:
-                retired = [catalog.current()]
                 catalog.publish(snapshot)
+            self._recovered(catalog.current().revision)
+            if snapshot is not None:
                 await self._in_thread(free_in_slices, retired, snapshot)
         self._tell_subscribers()
 
@@ -250,17 +253,17 @@ class Watcher:
         self._error = kind
         if self._failing_since is None:
             self._failing_since = datetime.now(UTC)
+            self._began_failing_at = time.monotonic()
             logger.error("Edits are not seen, the relay serves what it knows: %s", advice or f"a poll ended in {kind}.")
 
-    def _recovered(self) -> None:
+    def _recovered(self, revision: int) -> None:
+        """The database has answered, and this is what it has."""
         self._confirmed_at = time.monotonic()
         self._source = "database"
         if self._store is not None:
-            self._store.follow()
+            self._store.follow(revision)
         if self._failing_since is not None:
-            logger.warning(
-                "Edits are seen again, after %.0f s.", (datetime.now(UTC) - self._failing_since).total_seconds()
-            )
+            logger.warning("Edits are seen again, after %.0f s.", time.monotonic() - self._began_failing_at)
             self._failing_since = self._error = None
 
 

@@ -99,9 +99,9 @@ def split_userinfo(proxy: str) -> tuple[str, str]:
 
 
 class CheckMethod(models.TextChoices):
-    GET = "GET"
-    HEAD = "HEAD"
-    OPTIONS = "OPTIONS"
+    GET = "GET", "GET"
+    HEAD = "HEAD", "HEAD"
+    OPTIONS = "OPTIONS", "OPTIONS"
 
 
 class CookieMode(models.TextChoices):
@@ -233,7 +233,12 @@ class Upstream(Recorded):
         blank=True,
         help_text="What to ask each target for, such as /healthz; it follows the base URL. Empty: no checks.",
     )
-    check_method = models.CharField(max_length=7, choices=CheckMethod, default=CheckMethod.GET)
+    check_method = models.CharField(
+        max_length=7,
+        choices=CheckMethod,
+        default=CheckMethod.GET,
+        help_text="What checks are asked with. To HEAD there is no body to look for a text in.",
+    )
     check_statuses = models.CharField(
         max_length=200, default="200-399", help_text="Which statuses are healthy, such as 200, 204, 300-399."
     )
@@ -283,7 +288,7 @@ class Upstream(Recorded):
     max_connections = models.PositiveIntegerField(
         default=1024,
         validators=_connections,
-        help_text="Connections to the upstream, per worker. Exchanges over it wait for a free one.",
+        help_text="Connections to each target, per worker. Exchanges over it wait for a free one.",
     )
     keepalive_seconds = models.FloatField(
         default=20.0,
@@ -481,6 +486,10 @@ class Upstream(Recorded):
         settle("check_statuses", health.canonical_statuses)
         if self.balancing == Balancing.HEADER and not self.balancing_header and "balancing_header" not in problems:
             problems["balancing_header"] = ValidationError("Name the header to balance by.", code="required")
+        if self.check_body and self.check_method == CheckMethod.HEAD:
+            problems["check_body"] = ValidationError(
+                "Answers to HEAD have no body: check with GET, or leave the text out.", code="invalid"
+            )
         if self.cors_allow_credentials and cors.ANY in (self.cors_allowed_origins, self.cors_exposed_headers):
             problems["cors_allow_credentials"] = ValidationError(
                 "Browsers take no “*” together with credentials: name the origins and exposed headers, or switch "
@@ -493,28 +502,42 @@ class Upstream(Recorded):
     def warnings(self) -> list[str]:
         """What is allowed to be saved and will not work: each a sentence that says what to do."""
         base = urls.parse_base_url(self.base_url)
-        found: list[str] = []
-        hosts = [base.host, urls.parse_proxy_url(self.outbound_proxy).host] if self.outbound_proxy else [base.host]
-        for host in hosts:
-            try:
-                address = ip_address(host)
-            except ValueError:
-                continue
-            judgement = addresses.judge(address, allowed_networks=addresses.parse_networks(self.allowed_networks))
-            if not judgement.allowed:
+        targets = list(self.targets.all()) if self.pk else []
+        used = [target for target in targets if target.enabled]
+        places = [urls.parse_address(target.address) for target in used]
+        hosts = [place.host for place in places] if targets else [base.host]
+        if self.outbound_proxy:
+            hosts.append(urls.parse_proxy_url(self.outbound_proxy).host)
+        found = self._refused_addresses(hosts)
+        if targets and not used:
+            found.append(
+                "All of its targets are switched off: callers get 503. Switch one on, or remove them all to go to the "
+                "base URL."
+            )
+        elif used and all(target.backup for target in used):
+            found.append("Only backups are switched on: they take all requests until another target is switched on.")
+        seen: dict[str, str] = {}
+        for target, place in zip(used, places, strict=True):
+            first = seen.setdefault(urls.join_address(place.host, place.port or base.port), target.address)
+            if first != target.address:
                 found.append(
-                    f"{host} is not a public address ({judgement.verdict}). Requests will be refused until "
-                    "an allowed network of this upstream contains it."
+                    f"The targets {first} and {target.address} are the same place: only the first counts. Remove one."
                 )
+        if self.check_path and (len(seen) == 1 or not targets):
+            found.append(
+                "Its health checks only inform: there is nowhere else to go, so the one place it leads to is never "
+                "taken out of use."
+            )
         if self.report_only and self.access == Access.KEY:
             found.append(
                 "Report only is on: everybody may call, with or without a key. Switch it off to have keys count."
             )
         if base.scheme == "https" and not self.verify_tls:
             found.append("TLS verification is off: whoever sits on the way can read and change all traffic.")
-        if self.max_connections < self.max_concurrent:
+        connections = self.max_connections * max(1, len(seen))
+        if connections < self.max_concurrent:
             found.append(
-                f"Only {self.max_connections} of {self.max_concurrent} concurrent exchanges can have a connection; "
+                f"Only {connections} of {self.max_concurrent} concurrent exchanges can have a connection; "
                 "the others wait for the connect time-out."
             )
         unconfirmed = [
@@ -526,6 +549,26 @@ class Upstream(Recorded):
             for credential in unconfirmed
         ]
         return found
+
+    def _refused_addresses(self, hosts: Iterable[str]) -> list[str]:
+        """A sentence for each kind of address among these hosts that the guard will not let through."""
+        networks = addresses.parse_networks(self.allowed_networks)
+        refused: dict[str, list[str]] = {}
+        for host in dict.fromkeys(hosts):
+            try:
+                judgement = addresses.judge(ip_address(host), allowed_networks=networks)
+            except ValueError:
+                continue
+            if not judgement.allowed:
+                refused.setdefault(str(judgement.verdict), []).append(host)
+        return [
+            f"{alike[0]} is not a public address ({verdict}). Requests will be refused until an allowed network of "
+            "this upstream contains it."
+            if len(alike) == 1
+            else f"{', '.join(alike)} are not public addresses ({verdict}). Requests to them will be refused until "
+            "allowed networks of this upstream contain them."
+            for verdict, alike in refused.items()
+        ]
 
 
 class Side(models.TextChoices):

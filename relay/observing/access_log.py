@@ -1,14 +1,14 @@
 """One JSON line for each request on the relay path, whatever became of it.
 
 Lines are collected and written together by a thread of their own, so a slow disk or a full pipe never holds the event
-loop. The bound is `MAX_WAITING_LINES`: beyond it lines are dropped, counted, and the count is written. A line holds no
-query, no header and no body; `detail` is the relay's own words.
+loop. The bound is `MAX_WAITING_LINES`: beyond it lines are dropped, counted, and the count is written; so are lines
+that a full disk did not take. A line holds no query, no header and no body; `detail` is the relay's own words.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import logging
 import os
 import sys
 import time
@@ -22,20 +22,26 @@ from typing import Any
 
 from relay import conf
 from relay.errors import RelayError
+from relay.observing.episodes import Episode
 from relay.observing.families import Family, Sample
 from relay.signals import server_shutdown, server_startup
+
+logger = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 0.25
 MAX_WAITING_LINES = 20_000
 MAX_PATH_BYTES = 1024
 """What of a path is in its line, for callers decide how long one is."""
+NEWLINE = ord("\n")
 PHASES = ("pool", "dns", "connect", "proxy", "tls")
 CLOSE_SECONDS = 1.0
 """How long the end waits for a reader that takes nothing."""
 
 
 DROPPED = Family(
-    "relay_access_log_dropped_lines_total", "counter", "Lines that were not written because too many waited."
+    "relay_access_log_dropped_lines_total",
+    "counter",
+    "Lines that were not written: too many waited, or writing failed.",
 )
 
 
@@ -125,12 +131,19 @@ class AccessLog:
     def __init__(self) -> None:
         self._lines: list[str] = []
         self._dropped = 0
+        self._telling = 0
+        """Dropped lines of which the batch that was taken last tells."""
         self._dropped_ever = 0
+        self._ends_torn = False
+        """What was last written has no end of its line."""
+        self._trouble = Episode(
+            logger, "The access log cannot be written, lines are lost", "The access log is written again"
+        )
         self._descriptor: int | None = None
         self._owned = False
         self._thread: ThreadPoolExecutor | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._writing: asyncio.Future[None] | None = None
+        self._writing: asyncio.Future[int] | None = None
 
     def open(self, where: str) -> None:
         """Begin to write to `where`: `stdout`, `off` or a path. Raises OSError when a path cannot be appended to."""
@@ -147,12 +160,22 @@ class AccessLog:
         if self._descriptor is None:
             return
         if len(self._lines) >= MAX_WAITING_LINES:
-            self._dropped += 1
-            self._dropped_ever += 1
+            self._count_dropped(1)
             return
         self._lines.append(entry.line())
         if self._timer is None and self._writing is None:
             self._timer = asyncio.get_running_loop().call_later(FLUSH_SECONDS, self._flush)
+
+    def _count_dropped(self, lines: int) -> None:
+        self._dropped += lines
+        self._dropped_ever += lines
+
+    def _count_lost(self, lines: int) -> None:
+        """Of the batch that was written last. A line that told of dropped ones was its last."""
+        if lines and self._telling:
+            self._dropped += self._telling
+            lines -= 1
+        self._count_dropped(lines)
 
     def _flush(self) -> None:
         self._timer = None
@@ -162,10 +185,10 @@ class AccessLog:
         self._writing = loop.run_in_executor(self._thread, self._write, self._take())
         self._writing.add_done_callback(self._written)
 
-    def _written(self, done: asyncio.Future[None]) -> None:
+    def _written(self, done: asyncio.Future[int]) -> None:
         self._writing = None
         if not done.cancelled():
-            done.exception()
+            self._count_lost(done.result())
         if self._lines and self._thread is not None:
             self._timer = asyncio.get_running_loop().call_later(FLUSH_SECONDS, self._flush)
 
@@ -173,14 +196,23 @@ class AccessLog:
         lines, self._lines = self._lines, []
         if self._dropped:
             lines.append(f'{{"time":"{_iso(time.time())}","outcome":"lines-dropped","count":{self._dropped}}}')
-            self._dropped = 0
+        self._telling, self._dropped = self._dropped, 0
         return ("\n".join(lines) + "\n").encode()
 
-    def _write(self, batch: bytes) -> None:
-        view = memoryview(batch)
-        with contextlib.suppress(OSError):
-            while view and self._descriptor is not None:
-                view = view[os.write(self._descriptor, view) :]
+    def _write(self, batch: bytes) -> int:
+        """How many lines were lost. For the thread."""
+        left = memoryview(b"\n" + batch if self._ends_torn else batch)
+        try:
+            while left and self._descriptor is not None:
+                taken = os.write(self._descriptor, left)
+                self._ends_torn = left[taken - 1] != NEWLINE
+                left = left[taken:]
+        except OSError as problem:
+            self._trouble.show(problem)
+        else:
+            self._trouble.pass_by()
+        # Without the end of what was torn before.
+        return min(bytes(left).count(NEWLINE), batch.count(NEWLINE))
 
     async def close(self) -> None:
         """Write what waits, and stop. What a stuck reader has not taken after `CLOSE_SECONDS` is lost."""

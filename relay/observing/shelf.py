@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from relay.observing.episodes import Episode
 from relay.observing.families import Numbers
 
 logger = logging.getLogger(__name__)
@@ -26,20 +27,28 @@ class Shelf:
         """Raises OSError when the folder cannot be written."""
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._folder = folder
+        self._writing = Episode(logger, "Metrics cannot be written", "Metrics are written again")
+        self._reading = Episode(
+            logger, "Metrics of other workers cannot be read", "Metrics of other workers are read again"
+        )
+        self._burying = Episode(
+            logger, "What ended workers counted cannot be kept", "What ended workers counted is kept again"
+        )
         self._name = f"{os.getpid()}-{time.time_ns():x}"
         with self._guarded():
             self._lock = _locked(folder / f"{self._name}.lock")
 
     def put(self, numbers: Numbers) -> None:
-        with _told_once("Metrics cannot be written"):
+        with self._writing.told():
             self._write(self._name, numbers)
 
     def sum_with(self, own: Numbers) -> Numbers:
         """`own` and what the others left. What cannot be read is left out."""
         total = Numbers()
         total.merge(own)
-        with _told_once("Metrics of other workers cannot be read"):
+        with self._burying.told():
             self._bury_the_dead()
+        with self._reading.told():
             for path in sorted(self._folder.glob("*.json")):
                 if path.stem != self._name:
                     with contextlib.suppress(FileNotFoundError, ValueError):
@@ -48,11 +57,12 @@ class Shelf:
 
     def end(self, numbers: Numbers) -> None:
         """Leave the counts behind, and go."""
-        with _told_once("Metrics cannot be written"):
+        with self._writing.told():
             self._write(self._name, numbers)
-            if self._lock is not None:
-                os.close(self._lock)
-                self._lock = None
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+        with self._burying.told():
             self._bury_the_dead()
 
     def _bury_the_dead(self) -> None:
@@ -64,16 +74,21 @@ class Shelf:
                 held = _locked(lock_path)
                 if held is None:
                     continue
-                left = self._folder / f"{lock_path.stem}.json"
-                with contextlib.suppress(FileNotFoundError, ValueError):
-                    ended = Numbers()
-                    with contextlib.suppress(FileNotFoundError, ValueError):
-                        ended.merge(Numbers.load((self._folder / "ended.json").read_bytes()))
-                    ended.merge(Numbers.load(left.read_bytes()), lasting_only=True)
-                    self._write("ended", ended)
-                left.unlink(missing_ok=True)
-                lock_path.unlink(missing_ok=True)
-                os.close(held)
+                try:
+                    self._bury(lock_path)
+                finally:
+                    os.close(held)
+
+    def _bury(self, lock_path: Path) -> None:
+        left = self._folder / f"{lock_path.stem}.json"
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            ended = Numbers()
+            with contextlib.suppress(FileNotFoundError, ValueError):
+                ended.merge(Numbers.load((self._folder / "ended.json").read_bytes()))
+            ended.merge(Numbers.load(left.read_bytes()), lasting_only=True)
+            self._write("ended", ended)
+        left.unlink(missing_ok=True)
+        lock_path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def _guarded(self) -> Iterator[None]:
@@ -88,8 +103,13 @@ class Shelf:
     def _write(self, name: str, numbers: Numbers) -> None:
         """Whole or not at all."""
         unfinished = self._folder / f".{name}.{self._name}"
-        unfinished.write_bytes(numbers.dump())
-        unfinished.replace(self._folder / f"{name}.json")
+        try:
+            unfinished.write_bytes(numbers.dump())
+            unfinished.replace(self._folder / f"{name}.json")
+        except OSError:
+            with contextlib.suppress(OSError):
+                unfinished.unlink(missing_ok=True)
+            raise
 
 
 def _locked(path: Path) -> int | None:
@@ -101,19 +121,3 @@ def _locked(path: Path) -> int | None:
         os.close(descriptor)
         return None
     return descriptor
-
-
-_told: set[str] = set()
-
-
-@contextlib.contextmanager
-def _told_once(what: str) -> Iterator[None]:
-    """A full disk must not end a worker, nor fill the log."""
-    try:
-        yield
-    except OSError as problem:
-        if what not in _told:
-            _told.add(what)
-            logger.error("%s: %s.", what, problem.strerror)
-    else:
-        _told.discard(what)

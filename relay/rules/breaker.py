@@ -10,6 +10,7 @@ else to go: while it is not closed their verdicts say nothing.
 
 `begin` is told when an exchange is sent, and later, once, one of `succeeded`, `failed` and `dropped`. A probe holds its
 place until then, so the verdict is to come with the answer's head, not at the end of a stream that may last for hours.
+Where the rest of an answer fails after its head succeeded, that is one `failed` more, and no probe's.
 
 The next opening after a closing lasts as long as the last one did, unless it was closed for `longest_open_seconds` in
 between: who comes and goes is not let off with the first open time again and again. `now` is in seconds of a clock that

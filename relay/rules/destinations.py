@@ -27,7 +27,7 @@ def destination_of(
     and the base URL's counts. Raises ValueError for URLs that cannot be read."""
     base = parse_base_url(base_url)
     lines = [_origin(base.scheme, base.host, base.port)]
-    lines += [f"at {parse_address(address).text}" for address in sorted(set(addresses))]
+    lines += [f"at {place}" for place in sorted({parse_address(address).text for address in addresses})]
     if outbound_proxy:
         proxy = parse_proxy_url(outbound_proxy)
         lines.append(f"through the proxy {_origin(proxy.scheme, proxy.host, proxy.port)}")

@@ -44,31 +44,44 @@ class Budget:
     """Retries of one upstream: a token bucket that its own traffic fills, in the way of Finagle and Envoy.
 
     A first attempt puts in `share` of a retry, and `at_least_per_second` comes in as time passes, for upstreams with
-    little traffic. `most` is what it holds, and what it begins with.
+    little traffic. `most` is what it holds, and what it begins with. `now` is in seconds, of a clock that never goes
+    back.
     """
 
-    __slots__ = ("_at_least_per_second", "_most", "_then", "_tokens", "share")
+    __slots__ = ("_at_least_per_second", "_deposits", "_most", "_then", "_tokens", "share")
 
     def __init__(self, share: float, at_least_per_second: float, most: float) -> None:
         self.share = share
         self._at_least_per_second = at_least_per_second
         self._most = most
         self._tokens = most
+        self._deposits = 0
+        """Since `_then`. Tokens that only grow may be bounded once, at the end."""
         self._then = 0.0
         """When `_tokens` was right. A full bucket is right at any time."""
 
-    def deposit(self, now: float) -> None:
-        """Count a first attempt. `now` in seconds of a clock that never goes back, as in `withdraw`."""
-        self._tokens = min(self._most, self._tokens + (now - self._then) * self._at_least_per_second + self.share)
-        self._then = now
+    def deposit(self) -> None:
+        """Count a first attempt."""
+        self._deposits += 1
 
     def withdraw(self, now: float) -> bool:
         """Whether one more retry may be made; if so, it is paid for."""
-        tokens = min(self._most, self._tokens + (now - self._then) * self._at_least_per_second)
-        self._then = now
-        may_retry = tokens >= _WHOLE_TOKEN
-        self._tokens = tokens - 1 if may_retry else tokens
+        self._settle(now)
+        may_retry = self._tokens >= _WHOLE_TOKEN
+        if may_retry:
+            self._tokens -= 1
         return may_retry
+
+    def is_full(self, now: float) -> bool:
+        """Whether it is as good as a new one."""
+        self._settle(now)
+        return self._tokens == self._most
+
+    def _settle(self, now: float) -> None:
+        gained = self._deposits * self.share + (now - self._then) * self._at_least_per_second
+        self._tokens = min(self._most, self._tokens + gained)
+        self._deposits = 0
+        self._then = now
 
 
 def pause_seconds(retries_done: int, draw: Callable[[], float]) -> float:

@@ -9,7 +9,6 @@ kept for as long or as large as a stranger likes. Whoever goes too far gets a pr
 from __future__ import annotations
 
 import os
-import resource
 import time
 from http import HTTPStatus
 from weakref import WeakKeyDictionary
@@ -18,6 +17,7 @@ from uvicorn.server import ServerState
 
 from relay import conf, errors
 from relay.observing import access_log
+from relay.observing.descriptors import descriptors
 from relay.observing.metrics import metrics
 from relay.rules.addresses import peer_block
 from relay.rules.forwarding import TrustedProxies
@@ -37,12 +37,19 @@ class Door:
     def __init__(self, settings: conf.Conf) -> None:
         self.settings = settings
         self.lingering = 0
+        self.seen = 0
+        """Connections that came, let in or not."""
         self._most = settings.max_connections or half_of_the_files()
         self._exempt = TrustedProxies((*settings.trusted_proxies, *LOOPBACK))
         self._of_peer: dict[str, int] = {}
 
-    def enter(self, peer: str | None, *, connections: int) -> errors.RelayError | None:
-        """Why a connection from `peer` may not come in, None if it may; `connections` are open, with this one."""
+    def enter(self, peer: str | None, *, connections: int, descriptor: int) -> errors.RelayError | None:
+        """Why a connection from `peer` may not come in, None if it may; `connections` are open, with this one, whose
+        number `descriptor` is."""
+        self.seen += 1
+        if descriptor >= descriptors.callers_end:
+            descriptors.refuse()
+            return errors.ServerFull("out of file descriptors")
         if connections - self.lingering > self._most:
             return errors.ServerFull(f"over {self._most} connections")
         if peer is not None and not self._exempt.trusts(peer):
@@ -52,6 +59,10 @@ class Door:
                 return errors.TooManyConnections(f"{count} connections from {block}")
             self._of_peer[block] = count + 1
         return None
+
+    def has_room_to_linger(self, descriptor: int) -> bool:
+        """Whether a caller with this socket, who is shown out, may be listened to for a moment."""
+        return self.lingering < MOST_LINGERING and descriptor < descriptors.farewells_end
 
     def leave(self, peer: str | None) -> None:
         """A connection that was let in is over."""
@@ -76,7 +87,7 @@ def door_of(server: ServerState) -> Door:
 
 def half_of_the_files() -> int:
     """Every exchange has two connections, the caller's and the upstream's."""
-    return max(resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2, 16)
+    return max(descriptors.most // 2, 16)
 
 
 def note(error: errors.RelayError, *, client: str, method: str = "", status: int = 0) -> bytes:

@@ -114,6 +114,8 @@ class RelayProtocol(HttpToolsProtocol):
         """How much has arrived of a head that is not whole."""
         self._fruitless_bytes = 0
         """How much has arrived of a chunked body since the last that was body."""
+        self._descriptor = 0
+        """The socket's number."""
         self._entered = False
         self._lingering = False
         self._head_deadline = _NO_DEADLINE
@@ -126,7 +128,8 @@ class RelayProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
-        refusal = self._door.enter(self._peer, connections=len(self.connections))
+        self._descriptor = transport.get_extra_info("socket").fileno()
+        refusal = self._door.enter(self._peer, connections=len(self.connections), descriptor=self._descriptor)
         if refusal is None:
             self._entered = True
             self._await_head()
@@ -274,7 +277,7 @@ class RelayProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         self.transport.write(door.refusal_bytes(error, client=self._peer or ""))
-        if self._door.lingering >= door.MOST_LINGERING or not self.transport.can_write_eof():
+        if not self._door.has_room_to_linger(self._descriptor) or not self.transport.can_write_eof():
             self.close()
             return
         self.transport.write_eof()
@@ -429,11 +432,10 @@ class RelayProtocol(HttpToolsProtocol):
         if cycle.response_complete:
             # The rest of it has the keep-alive time, which began with the answer's end: nobody drips for ever.
             return
+        if not self._reads_small:
+            backlog.watch(self)
         if not backlog.is_ample():
             self.flow.pause_reading()
-            if not self._reads_small:
-                self._reads_small = True
-                self.transport.set_protocol(Intake(self))
         if cycle.take_body(body) > HIGH_WATER_LIMIT:
             self.flow.pause_reading()
 
@@ -500,8 +502,19 @@ class RelayProtocol(HttpToolsProtocol):
         if not (self._start and self.pipeline):
             self.flow.resume_reading()
 
+    def read_small(self) -> None:
+        """From the next read on, read no more at once than bodies leave room for. For `backlog`."""
+        self._reads_small = True
+        if not self.transport.is_closing():
+            self.transport.set_protocol(Intake(self))
+            if not self.flow.read_paused:
+                # uvloop asks a protocol how it reads when reading begins.
+                self.transport.pause_reading()
+                self.transport.resume_reading()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self.connections.discard(self)
+        backlog.forget(self)
         if self._entered:
             self._door.leave(self._peer)
         if self._lingering:

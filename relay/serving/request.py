@@ -84,7 +84,12 @@ class RelayRequest(ASGIRequest):
 
     def limit_seconds(self, seconds: float, error: RelayError) -> None:
         """Cut the exchange short with `error` when it is not over after `seconds`."""
-        self._limit = asyncio.get_running_loop().call_later(seconds, self.cut, error)
+        self._limit = asyncio.get_running_loop().call_later(seconds, self._run_out, error)
+
+    def _run_out(self, error: RelayError) -> None:
+        if self.exchange is not None:
+            self.exchange.out_of_time()
+        self.cut(error)
 
     def cut(self, error: RelayError) -> None:
         """End the exchange now: with a problem document if its head has not gone out, else in the middle."""

@@ -17,7 +17,7 @@ from relay import catalog, conf
 from relay.observing.families import Family, Sample
 from relay.rules.credentials import TokenGrant
 from relay.signals import server_shutdown, server_startup
-from relay.upstreams import targets
+from relay.upstreams import budgets, targets
 from relay.upstreams.tokens import Tokens
 
 
@@ -64,21 +64,29 @@ async def close_client(**_: Any) -> None:
     if closing is not None:
         await closing.tokens.aclose()
         await closing.aclose()
+        targets.keep(lambda _: False)
+        budgets.forget()
 
 
 def retire_pools(snapshot: catalog.Snapshot) -> None:
-    """Told by the catalog's watcher after each poll: pools and tokens of upstreams that are no longer as they were may
+    """Told by the catalog's watcher after each poll: what is kept for upstreams that are no longer as they were may
     go."""
     if client is None:
         return
     if isinstance(client.transport, KeepsPools):
         client.transport.keep(lambda upstream: _is_current(snapshot, upstream))
-    targets.keep(lambda slug: snapshot.find(slug.encode()) is not None)
+    targets.keep(lambda slug: _has_several_targets(snapshot, slug))
+    budgets.keep()
     client.tokens.keep(lambda slug, grant: _grants(snapshot, slug, grant))
 
 
 def _is_current(snapshot: catalog.Snapshot, upstream: catalog.Upstream) -> bool:
     return snapshot.find(upstream.slug.encode()) == upstream
+
+
+def _has_several_targets(snapshot: catalog.Snapshot, slug: str) -> bool:
+    upstream = snapshot.find(slug.encode())
+    return upstream is not None and upstream.sole_target is None
 
 
 def _grants(snapshot: catalog.Snapshot, slug: str, grant: TokenGrant) -> bool:

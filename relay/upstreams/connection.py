@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 import httpx
 
-from relay.upstreams import faults
+from relay.upstreams import backlog, faults
 from relay.upstreams.answers import AnswerReader, Framing
 from relay.upstreams.intake import Intake
 from relay.upstreams.silence import Silence
@@ -62,7 +62,6 @@ class Connection(asyncio.Protocol):
         "_on_free",
         "_on_lost",
         "_reader",
-        "_reads_small",
         "_room",
         "address",
         "has_ended",
@@ -93,7 +92,6 @@ class Connection(asyncio.Protocol):
         """The name leads elsewhere by now: it serves no further exchange."""
         self._reader = AnswerReader()
         self._is_reading = True
-        self._reads_small = False
         self._room: asyncio.Future[None] | None = None
         """What `send` waits for while the write buffer is full."""
         self._on_free: Callable[[Connection], None] = _ignore
@@ -145,10 +143,14 @@ class Connection(asyncio.Protocol):
             self.transport.pause_reading()
 
     def read_small(self) -> None:
-        """From the next read on, read no more at once than bodies leave room for."""
-        if not self._reads_small and self.transport is not None and not self.is_lost:
-            self._reads_small = True
-            self.transport.set_protocol(Intake(self))
+        """From the next read on, read no more at once than bodies leave room for. For `backlog`."""
+        transport = self.transport
+        if transport is not None and not self.is_lost:
+            transport.set_protocol(Intake(self))
+            if self._is_reading:
+                # uvloop asks a protocol how it reads when reading begins.
+                transport.pause_reading()
+                transport.resume_reading()
 
     def resume(self) -> None:
         if not self._is_reading and self.transport is not None and not self.is_lost:
@@ -207,6 +209,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport  # type: ignore[assignment]  # dialers make stream transports
         self.transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)  # type: ignore[union-attr]
+        backlog.watch(self)
 
     def data_received(self, data: bytes) -> None:
         wire = self.wire
@@ -234,6 +237,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: BaseException | None) -> None:
         # What was sent is counted on no more: `send` fails from here on, also for whoever waits in it.
         self.is_lost = True
+        backlog.forget(self)
         wire = self.wire
         if wire is not None and exc is not None and wire.sends_body:
             self._hear_last_words()

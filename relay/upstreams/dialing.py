@@ -21,6 +21,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import os
 import random
 import re
 import socket
@@ -35,6 +36,7 @@ import aiohappyeyeballs
 import httpx
 
 from relay.catalog import Target, Upstream
+from relay.observing.descriptors import USED_UP, descriptors, next_number
 from relay.rules.credentials import ClientCertificate
 from relay.rules.urls import ProxyUrl, parse_proxy_url
 from relay.upstreams import faults, listeners
@@ -91,6 +93,9 @@ class Dialer:
         except (ssl.SSLError, ValueError) as problem:
             unparsed = faults.HandshakeFailed("the CA bundle or the client certificate does not parse")
             raise faults.placed(unparsed, faults.Progress("tls")) from problem
+        except OSError as problem:
+            # Certificates are read from files.
+            raise self._fault(problem, "tls") from problem
         # Whoever saves an upstream anew sees at once what its name leads to now.
         names.forget(self._host, self._port)
 
@@ -107,12 +112,15 @@ class Dialer:
                 attempt.end_phase()
         except BaseException as problem:
             attempt.give_up()
-            if attempt.phase == "connect":
-                self._names.doubt(self._host, self._port)
+            fault = problem
             if isinstance(problem, httpx.TransportError):
                 faults.placed(problem, faults.Progress(attempt.phase))
             elif isinstance(problem, OSError | ValueError):
-                raise self._fault(problem, attempt.phase) from problem
+                fault = self._fault(problem, attempt.phase)
+            if attempt.phase == "connect" and not isinstance(fault, faults.OutOfFiles):
+                self._names.doubt(self._host, self._port)
+            if fault is not problem:
+                raise fault from problem
             raise
         try:
             protocol = make_protocol()
@@ -171,10 +179,14 @@ class Dialer:
                 denied.append(faults.LedBack("a socket of the relay's own"))
                 raise OSError(errno.ELOOP, "leads back")
             try:
-                return self._guard.open_socket(info)
+                opened = self._guard.open_socket(info)
             except EgressDenied as problem:
                 denied.append(problem)
                 raise
+            if opened.fileno() >= descriptors.upstreams_end:
+                opened.close()
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            return opened
 
         task = cast("asyncio.Task[Any]", asyncio.current_task())
         cancellations = task.cancelling()
@@ -217,6 +229,9 @@ class Dialer:
         if isinstance(problem, ssl.SSLCertVerificationError):
             return faults.CertificateUntrusted(problem.verify_message)
         reason = _reason(problem)
+        if _is_for_want_of_descriptors(problem):
+            descriptors.refuse()
+            return faults.OutOfFiles(reason)
         if isinstance(problem, ssl.SSLError) or phase == "tls":
             return faults.HandshakeFailed(reason)
         if self._has_proxy:
@@ -486,6 +501,13 @@ def _set_options(connected: socket.socket) -> None:
         for name, value in tcp.items():
             if hasattr(socket, name):
                 connected.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def _is_for_want_of_descriptors(problem: Exception) -> bool:
+    if isinstance(problem, socket.gaierror):
+        # The resolver calls it a name that is not found, or a passing failure.
+        return next_number() >= descriptors.upstreams_end
+    return not isinstance(problem, ssl.SSLError) and any(number in USED_UP for number in _error_numbers(problem))
 
 
 def _error_numbers(problem: Exception) -> list[int]:

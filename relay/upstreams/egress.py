@@ -23,6 +23,7 @@ from typing import TypeVar, cast, overload
 import certifi
 
 from relay.catalog import Upstream
+from relay.observing.descriptors import USED_UP
 from relay.rules.addresses import Judgement, carried_addresses, judge
 from relay.rules.credentials import ClientCertificate
 
@@ -92,7 +93,8 @@ def is_own_address(address: Address) -> bool:
         with socket.socket(_FAMILIES[address.version], socket.SOCK_DGRAM) as probe:
             probe.connect((str(address), 9))
             return ip_address(str(probe.getsockname()[0]).partition("%")[0]) == address
-    except OSError:
+    except OSError as problem:
+        _require_descriptors(problem)
         return False
 
 
@@ -100,9 +102,17 @@ def _can_bind(address: Address) -> bool:
     try:
         with socket.socket(_FAMILIES[address.version], socket.SOCK_DGRAM) as probe:
             probe.bind((str(address), 0))
-    except OSError:
+    except OSError as problem:
+        _require_descriptors(problem)
         return False
     return True
+
+
+def _require_descriptors(problem: OSError) -> None:
+    """Where none is left the kernel was not asked, and nothing is known of an address: it must not pass for another's.
+    Raises `problem` then."""
+    if problem.errno in USED_UP:
+        raise problem
 
 
 _FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}

@@ -17,7 +17,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
-from time import monotonic, perf_counter
+from time import perf_counter
 from typing import Any, NoReturn, cast
 
 import httpx
@@ -26,7 +26,7 @@ from relay import errors
 from relay.catalog import Target, Upstream
 from relay.rules import retries, sigv4
 from relay.rules.headers import Pairs
-from relay.upstreams import bulkheads, faults, targets
+from relay.upstreams import budgets, bulkheads, faults, targets
 from relay.upstreams import client as client_room
 from relay.upstreams.client import RelayClient
 from relay.upstreams.messages import SeamRequest
@@ -49,6 +49,7 @@ class RequestBody(httpx.AsyncByteStream):
     def __init__(self, chunks: AsyncIterator[bytes], *, limit: int | None) -> None:
         self.passed = 0
         self.has_begun = False
+        self.has_ended = False
         self._chunks = chunks
         self._limit = limit
 
@@ -59,6 +60,7 @@ class RequestBody(httpx.AsyncByteStream):
             if self._limit is not None and self.passed > self._limit:
                 raise errors.RequestTooLarge(f"over {self._limit} bytes")
             yield chunk
+        self.has_ended = True
 
 
 class Exchange:
@@ -70,6 +72,7 @@ class Exchange:
         "_holds_slot",
         "_response",
         "_seat",
+        "_tried",
         "attempts",
         "body_bytes",
         "method",
@@ -97,6 +100,8 @@ class Exchange:
         """How long it waited for a slot."""
         self._affinity = affinity
         self._seat: Seat | None = None
+        self._tried: tuple[int, ...] = ()
+        """Targets where it failed, by their number."""
         self._response: httpx.Response | None = None
         self._held_bytes = 0
         self._holds_slot = False
@@ -150,38 +155,44 @@ class Exchange:
     async def _send(self, client: RelayClient, pairs: Pairs, extensions: dict[str, Any]) -> httpx.Response:
         """The answer to the first attempt that has one."""
         upstream = self.upstream
-        crew = targets.crew_of(upstream)
-        crew.budget.deposit(monotonic())
-        tried: list[int] = []
-        seat: Seat | None = None
+        budgets.count(upstream)
         if upstream.sole_target is None:
-            seat = self._seat = crew.seat(self._affinity)
-            if seat is None:
-                raise crew.unavailable()
+            self._take_seat()
         while True:
             self.attempts += 1
-            self.target = extensions["place"] = cast(Target, seat.target if seat is not None else upstream.sole_target)
+            self.target = extensions["place"] = self._seat.target if self._seat is not None else upstream.sole_target
             try:
                 response = await client.send(self._request(pairs, extensions))
             except httpx.HTTPError as problem:
-                if seat is not None:
-                    tried.append(seat.index)
-                    self._leave(problem)
-                if not self._may_go_out_again(problem):
-                    _raise_relay_error(problem)
-                has_next = may_stay = isinstance(problem, _PASSING)
-                if seat is not None:
-                    seat = self._seat = crew.seat(self._affinity, tried=tried)
-                    if seat is None and may_stay:
-                        seat = self._seat = crew.seat(self._affinity)
-                    has_next = seat is not None
-                if not has_next or not crew.budget.withdraw(monotonic()):
+                self._leave(problem)
+                if not (
+                    self._may_go_out_again(problem) and self._has_where_to_go(problem) and budgets.allow_retry(upstream)
+                ):
                     _raise_relay_error(problem)
                 await asyncio.sleep(retries.pause_seconds(self.attempts - 1, random.random))
             else:
-                if seat is not None:
-                    seat.settle(succeeded=response.status_code not in _UNAVAILABLE)
+                if self._seat is not None:
+                    self._seat.settle(succeeded=response.status_code not in _UNAVAILABLE)
                 return response
+
+    def _take_seat(self) -> None:
+        crew = targets.crew_of(self.upstream)
+        self._seat = crew.seat(self._affinity)
+        if self._seat is None:
+            raise crew.unavailable()
+
+    def _has_where_to_go(self, problem: httpx.HTTPError) -> bool:
+        """Whether there is a target for the next attempt; of several, it has its seat. One that was tried already comes
+        last, and only after what may be over a moment later."""
+        upstream = self.upstream
+        may_stay = isinstance(problem, _PASSING)
+        if upstream.sole_target is not None:
+            return may_stay
+        crew = targets.crew_of(upstream)
+        self._seat = crew.seat(self._affinity, tried=self._tried)
+        if self._seat is None and may_stay:
+            self._seat = crew.seat(self._affinity)
+        return self._seat is not None
 
     def _request(self, pairs: Pairs, extensions: dict[str, Any]) -> SeamRequest:
         """What goes to the target that was chosen."""
@@ -217,12 +228,18 @@ class Exchange:
             )
         )
 
-    def _leave(self, problem: httpx.HTTPError | None = None) -> None:
-        """Give up the seat; `problem` is what became of it, unless it had answered."""
+    def _leave(self, problem: httpx.HTTPError) -> None:
+        """Give up the seat, because of `problem`."""
+        seat = self._seat
+        if seat is not None:
+            self._tried += (seat.index,)
+            if not isinstance(problem, _NOT_THE_TARGETS):
+                seat.settle(succeeded=False)
+            self._give_up_seat()
+
+    def _give_up_seat(self) -> None:
         seat, self._seat = self._seat, None
         if seat is not None:
-            if problem is not None and not isinstance(problem, _NOT_THE_TARGETS):
-                seat.settle(succeeded=False)
             seat.leave()
 
     async def body(self) -> AsyncIterator[bytes]:
@@ -260,6 +277,12 @@ class Exchange:
         trailers: Pairs = cast(httpx.Response, self._response).extensions.get("trailers", [])
         return trailers
 
+    def out_of_time(self) -> None:
+        """The total time is over. Whoever had the whole request and has not answered is too slow."""
+        body = self.request_body
+        if self._seat is not None and not self._seat.is_settled and (body is None or body.has_ended):
+            self._seat.settle(succeeded=False)
+
     def close(self) -> None:
         """Give back slot and connection. At any moment, any number of times."""
         global _held_bytes
@@ -269,7 +292,7 @@ class Exchange:
         if response is not None:
             # Every stream of the seam closes at once; an `aclose()` could be cancelled half-way.
             cast(httpx.SyncByteStream, response.stream).close()
-        self._leave()
+        self._give_up_seat()
         if self._holds_slot:
             self._holds_slot = False
             bulkheads.give_back(self.upstream.slug)
@@ -282,7 +305,13 @@ def _announced_bytes(pairs: list[tuple[bytes, bytes]]) -> int:
 
 _UNAVAILABLE = frozenset({502, 503, 504})
 """Statuses with which a target says that it cannot answer."""
-_NOT_THE_TARGETS = (faults.CallerStalled, httpx.PoolTimeout, httpx.LocalProtocolError)
+_NOT_THE_TARGETS = (
+    faults.CallerStalled,
+    faults.ConnectionsClosed,
+    faults.OutOfFiles,
+    httpx.PoolTimeout,
+    httpx.LocalProtocolError,
+)
 """What says nothing about the target."""
 _FINAL = (faults.HeadTimeout, *_NOT_THE_TARGETS)
 """What is not tried again: a target that is slow may be at work on it."""
@@ -294,6 +323,7 @@ _ERRORS: tuple[tuple[type[httpx.HTTPError], type[errors.RelayError]], ...] = (
     (faults.LedBack, errors.LoopDetected),
     (faults.NameUnresolved, errors.NameUnresolved),
     (faults.PortClosed, errors.ConnectionRefused),
+    (faults.OutOfFiles, errors.ServerFull),
     (faults.CertificateUntrusted, errors.CertificateRefused),
     (faults.HandshakeFailed, errors.TLSFailed),
     (faults.HeadTimeout, errors.HeadTimedOut),

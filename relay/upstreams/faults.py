@@ -58,6 +58,10 @@ class PortClosed(httpx.ConnectError):
     """The host answered that nothing listens there (ECONNREFUSED)."""
 
 
+class OutOfFiles(httpx.ConnectError):
+    """The relay has no file descriptor left for another connection. Never the upstream's fault."""
+
+
 class HandshakeFailed(httpx.ConnectError):
     """TLS could not be agreed on."""
 
@@ -68,6 +72,10 @@ class CertificateUntrusted(HandshakeFailed):
 
 class HungUp(httpx.RemoteProtocolError):
     """The upstream closed or reset the connection before its message was whole."""
+
+
+class ConnectionsClosed(HungUp):
+    """The relay closed it itself: it stops."""
 
 
 class HeadTimeout(httpx.ReadTimeout):

@@ -36,7 +36,7 @@ from relay.observing.metrics import metrics
 from relay.rules.health import Check, Verdict
 from relay.signals import server_shutdown, server_startup
 from relay.upstreams import client as client_room
-from relay.upstreams import targets
+from relay.upstreams import faults, targets
 from relay.upstreams.messages import SeamRequest
 
 logger = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ HEALTHY = Family(
     "relay_target_healthy", "gauge", "Whether a target is healthy, as its checks say.", ("upstream", "target")
 )
 
-_SAYS_NOTHING = (httpx.PoolTimeout, httpx.LocalProtocolError)
+_SAYS_NOTHING = (faults.OutOfFiles, httpx.PoolTimeout, httpx.LocalProtocolError)
 """Failures of ours, not of the target."""
 
 Key = tuple[str, str]

@@ -326,4 +326,4 @@ class Pool:
 
 
 def _aborted() -> httpx.TransportError:
-    return faults.placed(faults.HungUp("the relay closed its connections"), faults.Progress("pool"))
+    return faults.placed(faults.ConnectionsClosed("the relay closed its connections"), faults.Progress("pool"))

@@ -1,4 +1,4 @@
-"""Tries an upstream step by step, for `manage.py upstreams check`: DNS, egress, TCP, proxy, TLS, one HTTP request.
+"""Tries a target step by step, for `manage.py upstreams check`: DNS, egress, TCP, proxy, TLS, one HTTP request.
 
 It goes out by the same door as relayed requests (`egress`: the addresses judged are those connected to, TLS with the
 upstream's own settings), on plain streams, so that each step is seen and timed alone. Header rules and credentials are
@@ -23,7 +23,7 @@ from typing import Any
 
 from cryptography import x509
 
-from relay.catalog import Upstream
+from relay.catalog import Target, Upstream
 from relay.rules.urls import ProxyUrl, parse_proxy_url
 from relay.upstreams.egress import Guard, judge_address, show_certificate, tls_context
 
@@ -52,9 +52,20 @@ class _StepFailed(Exception):
 _Found = tuple[str, dict[str, Any]]
 
 
-async def probe(upstream: Upstream, *, target: bytes) -> list[Step]:
-    """The steps taken, in order; all but the last succeeded. `target` is what is asked of the upstream, with HEAD."""
-    attempt = _Attempt(upstream, target)
+async def probe_all(upstream: Upstream, *, path: bytes) -> list[tuple[Target, list[Step]]]:
+    """Of each target that is switched on, at the same time: what `probe` gives."""
+    return list(
+        zip(
+            upstream.targets,
+            await asyncio.gather(*(probe(upstream, target, path=path) for target in upstream.targets)),
+            strict=True,
+        )
+    )
+
+
+async def probe(upstream: Upstream, target: Target, *, path: bytes) -> list[Step]:
+    """The steps taken, in order; all but the last succeeded. `path`, with its query, is asked for with HEAD."""
+    attempt = _Attempt(upstream, target, path)
     steps: list[Step] = []
     try:
         for name, act in attempt.plan():
@@ -95,14 +106,23 @@ def _in_words(problem: Exception) -> str:
     return str(getattr(problem, "strerror", None) or type(problem).__name__)
 
 
+def _is_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
 class _Attempt:
     """The connection while it is made. Each step uses what the one before left behind."""
 
-    def __init__(self, upstream: Upstream, target: bytes) -> None:
+    def __init__(self, upstream: Upstream, target: Target, path: bytes) -> None:
         self._upstream = upstream
         self._target = target
+        self._path = path
         self._proxy: ProxyUrl | None = parse_proxy_url(upstream.outbound_proxy) if upstream.outbound_proxy else None
-        self._host, self._port = (self._proxy.host, self._proxy.port) if self._proxy else (upstream.host, upstream.port)
+        self._host, self._port = (self._proxy.host, self._proxy.port) if self._proxy else (target.host, target.port)
         self._guard = Guard(upstream.allowed_networks)
         self._deadline: float | None = None
         self._infos: list[Any] = []
@@ -155,7 +175,9 @@ class _Attempt:
 
     async def _judge(self) -> _Found:
         judged = []
-        for text in self._addresses():
+        # A proxy resolves names; an address it is told is judged like one that is connected to.
+        told = [self._target.host] if self._proxy and _is_address(self._target.host) else []
+        for text in [*self._addresses(), *told]:
             judgement = judge_address(ip_address(text), allowed_networks=self._upstream.allowed_networks)
             judged.append(
                 {
@@ -203,8 +225,7 @@ class _Attempt:
                 await writer.start_tls(tls_context(self._upstream), server_hostname=proxy.host)
             if self._upstream.scheme == "http":
                 return "TLS with the proxy", {}
-            host = f"[{self._upstream.host}]" if ":" in self._upstream.host else self._upstream.host
-            where = f"{host}:{self._upstream.port}"
+            where = self._target.name
             writer.write(f"CONNECT {where} HTTP/1.1\r\nHost: {where}\r\n{self._credentials()}\r\n".encode())
             await writer.drain()
             status = await self._read_status(reader)
@@ -225,7 +246,8 @@ class _Attempt:
             context = tls_context(self._upstream)
             if self._upstream.credential is not None and self._upstream.credential.certificate is not None:
                 show_certificate(context, self._upstream.credential.certificate)
-            await writer.start_tls(context, server_hostname=self._upstream.host)
+            name = self._target.host if self._upstream.target_host else self._upstream.host
+            await writer.start_tls(context, server_hostname=name)
         tls: ssl.SSLObject = writer.get_extra_info("ssl_object")
         facts: dict[str, Any] = {"version": tls.version(), "verified": self._upstream.verify_tls}
         encoded = tls.getpeercert(binary_form=True)
@@ -249,20 +271,21 @@ class _Attempt:
 
     async def _request(self) -> _Found:
         reader, writer = self._wire
-        upstream = self._upstream
-        target, credentials = self._target, ""
+        upstream, target = self._upstream, self._target
+        asked, credentials = self._path, ""
         if self._proxy and upstream.scheme == "http":
-            target, credentials = b"http://" + upstream.authority + target, self._credentials()
+            asked, credentials = b"http://" + target.authority + asked, self._credentials()
+        host = target.authority if upstream.target_host else upstream.authority
         writer.write(
             b"HEAD %b HTTP/1.1\r\nHost: %b\r\nUser-Agent: relay-check\r\nAccept: */*\r\n%bConnection: close\r\n\r\n"
-            % (target, upstream.authority, credentials.encode())
+            % (asked, host, credentials.encode())
         )
         async with asyncio.timeout(upstream.head_timeout_seconds):
             await writer.drain()
             status = await self._read_status(reader)
         if status == 407 and self._proxy:
             raise _StepFailed("the proxy wants other credentials (407): correct them in its URL", status=status)
-        return f"HEAD {self._target.decode('ascii')} was answered with {status}", {"status": status}
+        return f"HEAD {self._path.decode('ascii')} was answered with {status}", {"status": status}
 
     async def _read_status(self, reader: asyncio.StreamReader) -> int:
         """The final status; informational ones (RFC 9110 section 15.2) are read over."""

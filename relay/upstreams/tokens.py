@@ -23,6 +23,7 @@ import httpx
 from relay import errors
 from relay.catalog import Upstream
 from relay.rules.credentials import TokenGrant
+from relay.upstreams import faults
 from relay.upstreams.messages import SeamRequest
 
 logger = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ Send = Callable[[httpx.Request], Awaitable[httpx.Response]]
 class _Held:
     """What there is of one grant's token."""
 
-    __slots__ = ("ends_at", "fetch", "fetched_at", "problem", "renew_at", "retry_at", "slug", "token")
+    __slots__ = ("ends_at", "error", "fetch", "fetched_at", "problem", "renew_at", "retry_at", "slug", "token")
 
     def __init__(self, slug: str) -> None:
         self.slug = slug
@@ -71,6 +72,7 @@ class _Held:
         self.ends_at = 0.0
         self.retry_at = float("-inf")
         self.problem = ""
+        self.error: type[errors.RelayError] = errors.TokenUnavailable
         self.fetch: asyncio.Task[None] | None = None
 
 
@@ -87,7 +89,7 @@ class Tokens:
         self._held: dict[TokenGrant, _Held] = {}
 
     async def token(self, upstream: Upstream, grant: TokenGrant) -> bytes:
-        """A token in force. Raises `TokenUnavailable`."""
+        """A token in force. Raises `TokenUnavailable`, or `ServerFull` where no connection could be made to ask."""
         held = self._held.get(grant)
         if held is None:
             held = self._held[grant] = _Held(upstream.slug)
@@ -102,7 +104,7 @@ class Tokens:
             # Waiting, unlike awaiting, leaves the task alone when this caller goes.
             await asyncio.wait([held.fetch])
         if held.token is None or self.clock() >= held.ends_at:
-            raise errors.TokenUnavailable(held.problem)
+            raise held.error(held.problem)
         return held.token
 
     def refused(self, grant: TokenGrant, token: bytes) -> None:
@@ -126,6 +128,7 @@ class Tokens:
 
     async def _fetch(self, upstream: Upstream, grant: TokenGrant, held: _Held) -> None:
         began = self.clock()
+        held.error = errors.TokenUnavailable
         try:
             async with asyncio.timeout(FETCH_SECONDS):
                 token, life = await self._ask(_endpoint(upstream, grant), grant)
@@ -136,6 +139,8 @@ class Tokens:
         except httpx.HTTPError as problem:
             # What the seam raises has words for the log, without addresses' names or secrets.
             held.problem = f"the token URL could not be asked: {type(problem).__name__} ({problem})"
+            if isinstance(problem, faults.OutOfFiles):
+                held.error = errors.ServerFull
         except Exception as problem:
             held.problem = f"the token URL could not be asked: {type(problem).__name__}"
         else:

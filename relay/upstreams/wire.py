@@ -149,12 +149,8 @@ class Wire(httpx.AsyncByteStream, httpx.SyncByteStream):
         size = len(piece) + PIECE_BYTES
         self._held += size
         backlog.count(size)
-        if self._connection is not None:
-            if not backlog.is_ample():
-                self._connection.read_small()
-                self._connection.pause()
-            elif self._held > READ_BUFFER_BYTES:
-                self._connection.pause()
+        if self._connection is not None and (self._held > READ_BUFFER_BYTES or not backlog.is_ample()):
+            self._connection.pause()
         if self._waiter is not None:
             self._wake()
 

@@ -123,7 +123,7 @@ def test_a_header_rule_that_frames_the_message_is_refused_at_its_field(admin_cli
         Upstream(slug="new", base_url="https://new.example"), new_rules=[{"name": "Transfer-Encoding", "value": "x"}]
     )
     response = admin_client.post(ADD, form)
-    assert list(response.context["inline_admin_formsets"][0].formset.errors[0]) == ["name"]
+    assert list(response.context["inline_admin_formsets"][1].formset.errors[0]) == ["name"]
     assert not Upstream.objects.exists()
 
 

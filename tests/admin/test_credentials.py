@@ -178,6 +178,23 @@ def test_a_changed_base_url_asks_for_confirmation(sign_in: SignIn, setter: Clien
     assert row.confirmed_by is not None
 
 
+def test_a_changed_target_asks_for_confirmation(setter: Client, weather: Upstream) -> None:
+    weather.targets.create(address="10.20.0.7:8080")
+    row = put(weather)
+    assert "<code>at 10.20.0.7:8080</code>" in text(setter.get(page(weather)))
+    weather.targets.update(weight=5, enabled=False, backup=True)
+    assert Credential.objects.get().is_confirmed, "shares are no places"
+    weather.targets.create(address="10.20.0.8:8080")
+    assert not Credential.objects.get().is_confirmed
+    shown = text(setter.get(page(weather)))
+    assert "Requests are refused with 502" in shown
+    assert "<code>at 10.20.0.8:8080</code>" in shown
+    given = {"action": "confirm", "credential": str(row.pk), "destination": destination(weather)}
+    assert "is confirmed for where" in text(setter.post(page(weather), given, follow=True))
+    weather.targets.filter(address="10.20.0.7:8080").delete()
+    assert not Credential.objects.get().is_confirmed
+
+
 def test_removing_asks_whether_one_is_sure(setter: Client, weather: Upstream) -> None:
     given = {"action": "remove", "credential": str(put(weather).pk)}
     assert "Tick that you are sure" in text(setter.post(page(weather), given, follow=True))

@@ -75,7 +75,7 @@ HEADS = [
 async def test_a_head_that_is_not_plain_http_is_502_and_nobody_elses_answer(
     origin: Origin, relayed: Relayed, caller: Caller, answer: bytes
 ) -> None:
-    relayed()
+    relayed(max_retries=0)
     origin.on(b"/bad", raw(answer, then="keep" if answer and b"\r\n\r\n" in answer else "close"))
     origin.on(b"/good", reply(body=b"good"))
     got = await caller.get(b"/relay/o/bad")

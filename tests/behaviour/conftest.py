@@ -10,6 +10,7 @@ import asyncio
 import json
 import math
 import os
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from ipaddress import ip_network
 from pathlib import Path
@@ -29,7 +30,7 @@ from relay.rules.grants import Grant
 from relay.rules.throttle import Throttle
 from relay.serving import gate, underway
 from relay.signals import server_shutdown, server_startup
-from relay.upstreams import bulkheads
+from relay.upstreams import bulkheads, targets
 from relay.upstreams import client as client_room
 from tests.origin import Origin
 from tests.serving_ground import PROJECT, Ground
@@ -125,6 +126,38 @@ def upstream_at(origin: Origin, slug: str = "o", **fields: Any) -> Upstream:
     return Upstream(**given | fields)
 
 
+class Names:
+    """DNS as a test scripts it: each look-up of a name takes the next of its answers, and then its last one again."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, list[list[str]]] = {}
+        self.asked: list[str] = []
+
+    async def getaddrinfo(self, host: str, port: int, *, family: int = 0, **_: Any) -> list[Any]:
+        self.asked.append(host)
+        answers = self.answers.get(host)
+        if answers is None:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        found = answers.pop(0) if len(answers) > 1 else answers[0]
+        return [
+            (
+                socket.AF_INET6 if ":" in address else socket.AF_INET,
+                socket.SOCK_STREAM,
+                socket.IPPROTO_TCP,
+                "",
+                (address, port, 0, 0) if ":" in address else (address, port),
+            )
+            for address in found
+        ]
+
+
+@pytest_asyncio.fixture
+async def names(monkeypatch: pytest.MonkeyPatch) -> Names:
+    names = Names()
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", names.getaddrinfo)
+    return names
+
+
 class Logged:
     """The access log's entries as JSON objects, each as soon as it is added."""
 
@@ -176,6 +209,12 @@ def held(ground: Ground) -> dict[str, Any]:
     holding = {
         "slots": dict(bulkheads.slots),
         "queued": bulkheads.queued(),
+        "seats": {
+            f"{slug} {member.name}": member.outstanding
+            for slug, crew in targets._crews.items()
+            for member in crew.members
+            if member.outstanding
+        },
         "open exchanges": client.transport.open_exchanges if client is not None else 0,
         "running requests": ground.running_requests,
         "admissions": underway.count(),

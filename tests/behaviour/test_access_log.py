@@ -15,13 +15,13 @@ import pytest
 import pytest_asyncio
 from django.test import override_settings
 
-from relay.observing import access_log
+from relay.observing import access_log, episodes
 from relay.observing.access_log import AccessLog, Entry
 from relay.upstreams import bulkheads
 from tests.behaviour.conftest import Relayed, until
 from tests.caller import Caller, request_bytes
 from tests.origin import Gate, Origin, counted, drip, hang, raw, refusing_port, reply, truncate, upload_sink
-from tests.serving_ground import Ground, Message
+from tests.serving_ground import Ground, Message, disk_with_room_for
 
 Lines = Callable[[int], Awaitable[list[dict[str, Any]]]]
 
@@ -282,6 +282,47 @@ async def test_a_blocked_pipe_does_not_keep_the_relay_from_stopping(
     await until(lambda: log._writing is not None)
     async with asyncio.timeout(1):
         await log.close()
+
+
+async def written(log: AccessLog, *entries: Entry) -> None:
+    """Adds these and waits until they have been written, or not."""
+    for each in entries:
+        log.add(each)
+    await until(lambda: log._writing is None and log._timer is None)
+
+
+async def test_a_full_disk_is_told_once_at_each_end_and_what_it_did_not_take_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(access_log, "FLUSH_SECONDS", 0.0)
+    monkeypatch.setattr(episodes, "CALM_SECONDS", 0.0)
+    path = tmp_path / "log"
+    log = AccessLog()
+    log.open(str(path))
+    await written(log, entry(0))
+    size = path.stat().st_size
+    with disk_with_room_for(size * 5 // 2):
+        await written(log, entry(1), entry(2), entry(3))
+        await written(log, entry(4))
+        await written(log, entry(5))
+    assert [number for _, (_, number) in log.read()] == [4]
+    await written(log, entry(6))
+    await log.close()
+    lines = path.read_text().splitlines()
+    torn = lines.pop(2)
+    assert torn.startswith("{")
+    whole = [json.loads(line) for line in lines]
+    assert [int(line["request_id"]) for line in whole if "request_id" in line] == [0, 1, 6]
+    assert [line["count"] for line in whole if line["outcome"] == "lines-dropped"] == [4]
+    assert [record.levelname for record in caplog.records] == ["ERROR", "WARNING"]
+
+
+async def test_a_device_that_is_full_holds_nobody_up(caplog: pytest.LogCaptureFixture) -> None:
+    log = AccessLog()
+    log.open("/dev/full")
+    log.add(entry())
+    await log.close()
+    assert "lines are lost: No space left on device" in caplog.text
 
 
 async def test_what_waits_is_written_before_the_end(tmp_path: Path) -> None:

@@ -17,12 +17,13 @@ import pytest_asyncio
 import trustme
 
 from relay import errors
-from relay.catalog import HeaderChanges
+from relay.catalog import HeaderChanges, Target
+from relay.rules.balancing import Balancing
 from relay.rules.credentials import Credential, Given, combine, compile_credential
 from relay.upstreams import client as client_room
 from tests.behaviour.conftest import Logged, Relayed
 from tests.caller import Caller
-from tests.origin import Exchange, Origin, Received, echo, reply, serving_context
+from tests.origin import Exchange, Origin, Received, echo, raw, reply, serving_context
 from tests.serving_ground import Ground
 
 KINDS: dict[str, dict[str, str]] = {
@@ -207,6 +208,33 @@ async def test_a_streamed_upload_is_signed_over_the_head_that_arrives(
     verify(seen, "s3cret")
 
 
+@pytest.mark.parametrize("target_host", [True, False])
+async def test_each_attempt_is_signed_for_the_host_that_it_asks_for(
+    origin: Origin, relayed: Relayed, caller: Caller, target_host: bool
+) -> None:
+    async with Origin() as dying:
+        dying.otherwise(raw(b""))
+        origin.otherwise(echo())
+        relayed(
+            credential=credential("aws"),
+            host="o.example",
+            authority=b"o.example",
+            target_host=target_host,
+            balancing=Balancing.ROUND_ROBIN,
+            listed_targets=targets_at(dying, origin),
+        )
+        assert (await caller.get(b"/relay/o/key?a=1")).status == 200
+        for place in (dying, origin):
+            [seen] = place.requests
+            assert seen.values(b"host") == [place.authority.encode() if target_host else b"o.example"]
+            assert len(seen.values(b"x-amz-date")) == 1
+            verify(seen, "s3cret")
+
+
+def targets_at(*origins: Origin) -> tuple[Target, ...]:
+    return tuple(Target(host=o.host, port=o.port, authority=o.authority.encode()) for o in origins)
+
+
 # OAuth.
 
 
@@ -245,6 +273,21 @@ async def test_fifty_callers_at_once_cause_one_fetch(ground: Ground, server: Tok
     assert await asyncio.gather(*(call() for _ in range(50))) == [200] * 50
     assert server.fetches == 1
     assert [b64decode(shown.split()[1]) for shown in server.authorizations] == [b"client:s3cret"]
+
+
+async def test_all_targets_are_shown_the_one_token_and_the_token_url_is_none_of_them(
+    origin: Origin, relayed: Relayed, caller: Caller, server: TokenServer
+) -> None:
+    async with Origin() as dying, Origin() as good:
+        dying.otherwise(raw(b""))
+        good.otherwise(reply(body=b"fine"))
+        oauth = credential("oauth", identity="client", auth_style="basic", token_url=f"{origin.url}/token")
+        relayed(credential=oauth, balancing=Balancing.ROUND_ROBIN, listed_targets=targets_at(dying, good))
+        assert (await caller.get(b"/relay/o/a")).status == 200
+        for place in (dying, good):
+            [seen] = place.requests
+            assert seen.values(b"authorization") == [b"Bearer token-1"]
+    assert [request.path for request in origin.requests] == [b"/token"]
 
 
 async def test_a_token_that_the_upstream_refuses_is_fetched_anew_for_the_next(

@@ -15,7 +15,9 @@ import pytest
 import pytest_asyncio
 import trustme
 
-from tests.behaviour.conftest import Logged, Relayed
+from relay.catalog import Target
+from relay.rules.balancing import Balancing
+from tests.behaviour.conftest import Logged, Names, Relayed
 from tests.caller import Caller
 from tests.origin import Origin, echo, refusing_port, reply, serving_context
 from tests.serving_ground import Ground
@@ -26,38 +28,6 @@ NAME = "api.example"
 def problem(data: bytes) -> str:
     kind: str = json.loads(data)["type"].removeprefix("urn:relay:error:")
     return kind
-
-
-class Names:
-    """DNS as a test scripts it: each look-up of a name takes the next of its answers, and then its last one again."""
-
-    def __init__(self) -> None:
-        self.answers: dict[str, list[list[str]]] = {}
-        self.asked: list[str] = []
-
-    async def getaddrinfo(self, host: str, port: int, *, family: int = 0, **_: Any) -> list[Any]:
-        self.asked.append(host)
-        answers = self.answers.get(host)
-        if answers is None:
-            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-        found = answers.pop(0) if len(answers) > 1 else answers[0]
-        return [
-            (
-                socket.AF_INET6 if ":" in address else socket.AF_INET,
-                socket.SOCK_STREAM,
-                socket.IPPROTO_TCP,
-                "",
-                (address, port, 0, 0) if ":" in address else (address, port),
-            )
-            for address in found
-        ]
-
-
-@pytest_asyncio.fixture
-async def names(monkeypatch: pytest.MonkeyPatch) -> Names:
-    names = Names()
-    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", names.getaddrinfo)
-    return names
 
 
 # Addresses.
@@ -436,6 +406,28 @@ async def test_tls_goes_through_a_tunnel_to_the_upstream_itself(
         assert fields_of(head)[b"host"] == authority
         assert b"x-a" not in fields_of(head)
     assert (await secure.next_request()).server_name == NAME
+
+
+@pytest.mark.parametrize("target_host", [True, False])
+async def test_each_target_is_asked_for_through_the_proxy(
+    origin: Origin, secure: Origin, relayed: Relayed, caller: Caller, bundle: str, target_host: bool
+) -> None:
+    """Plain requests name the target in their URL, which is where proxies take `Host` from; tunnels lead to it."""
+    hosts = [b"a.example:80", b"b.example:80"]
+    listed = tuple(Target(host=host[:9].decode(), port=80, authority=host) for host in hosts)
+    for destination in (origin, secure):
+        destination.otherwise(reply())
+        async with ScriptedProxy(destination) as proxy:
+            fields = place(destination, outbound_proxy=proxy.url, ca_bundle=bundle, verify_tls=not target_host)
+            relayed(**fields, target_host=target_host, balancing=Balancing.ROUND_ROBIN, listed_targets=listed)
+            for _ in hosts:
+                assert (await caller.get(b"/relay/o/a")).status == 200
+            start = b"CONNECT %b HTTP/1.1\r\n" if destination is secure else b"GET http://%b/a HTTP/1.1\r\n"
+            assert [head.startswith(start % host) for head, host in zip(proxy.heads, hosts, strict=True)] == [True] * 2
+        own = b"%b:%d" % (NAME.encode(), destination.port)
+        assert [request.values(b"host")[0] for request in destination.requests] == (hosts if target_host else [own] * 2)
+    names = ["a.example", "b.example"] if target_host else [NAME] * 2
+    assert [request.server_name for request in secure.requests] == names
 
 
 async def test_the_tunnel_does_not_vouch_for_the_certificate(secure: Origin, relayed: Relayed, caller: Caller) -> None:

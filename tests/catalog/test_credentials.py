@@ -15,7 +15,7 @@ from django.test.utils import CaptureQueriesContext
 
 from relay import catalog, errors
 from relay.catalog import loader
-from relay.models import Credential, HeaderRule, Upstream
+from relay.models import Credential, HeaderRule, Target, Upstream
 from relay.rules.credentials import Credential as Compiled
 from tests.catalog.test_loader import follow, found, register
 
@@ -122,6 +122,7 @@ def test_a_certificate_stands_beside_what_authorises_requests() -> None:
         {"outbound_proxy": "http://proxy.example:3128"},
         {"verify_tls": False},
         {"host_header": "caller"},
+        {"host_header": "target"},
     ],
 )
 def test_a_change_of_where_it_goes_disables_it_until_it_is_confirmed(
@@ -165,6 +166,26 @@ def test_a_bulk_update_of_where_it_leads_disables_it_too() -> None:
     bearer(register("a"))
     snapshot = loader.load_all()
     Upstream.objects.update(base_url="https://evil.example")
+    assert compiled(follow(snapshot)).fault is errors.CredentialUnconfirmed
+
+
+def test_another_target_disables_it_and_switching_one_does_not() -> None:
+    upstream = register("a")
+    upstream.targets.create(address="b.example.com")
+    bearer(upstream)
+    snapshot = loader.load_all()
+    assert compiled(snapshot).fault is None
+    for fields in ({"enabled": False}, {"enabled": True, "weight": 5, "backup": True}):
+        Target.objects.update(**fields)
+        snapshot = follow(snapshot)
+        assert compiled(snapshot).fault is None
+    upstream.targets.create(address="evil.example", enabled=False)
+    snapshot = follow(snapshot)
+    assert compiled(snapshot).fault is errors.CredentialUnconfirmed
+    upstream.targets.get(address="evil.example").delete()
+    snapshot = follow(snapshot)
+    assert compiled(snapshot).fault is None
+    Target.objects.update(address="b.example.com:8443")
     assert compiled(follow(snapshot)).fault is errors.CredentialUnconfirmed
 
 

@@ -18,7 +18,9 @@ from django.utils import timezone
 
 from relay import catalog
 from relay.catalog import loader
-from relay.models import AuditEntry, HeaderRule, Revision, Upstream
+from relay.models import AuditEntry, Credential, HeaderRule, Revision, Target, Upstream
+from relay.rules.balancing import Balancing
+from relay.rules.breaker import BreakerPolicy
 from relay.rules.cors import DEFAULT_HEADERS, compile_policy
 
 pytestmark = pytest.mark.usefixtures("database")
@@ -73,6 +75,13 @@ def test_every_field_arrives_in_the_snapshot() -> None:
         cors_max_age_seconds=8,
         verify_tls=False,
         outbound_proxy="http://u:p@proxy.example.com:3128",
+        balancing="header",
+        balancing_header="x-session",
+        max_retries=2,
+        retry_percent=30,
+        breaker_failures=4,
+        breaker_percent=0,
+        breaker_seconds=90,
     )
     row.header_rules.create(name="User-Agent", value="relay")
     row.header_rules.create(name="X-A", action="remove")
@@ -107,6 +116,11 @@ def test_every_field_arrives_in_the_snapshot() -> None:
     assert upstream.request_changes.appended == ((b"user-agent", b"relay"),)
     assert upstream.response_changes.removed == {b"server"}
     assert "u:p" not in repr(upstream)
+    assert (upstream.balancing, upstream.balancing_header) == (Balancing.HEADER, b"x-session")
+    assert (upstream.max_retries, upstream.retry_share) == (2, 0.3)
+    assert upstream.breaker == BreakerPolicy(
+        consecutive_failures=4, failure_rate=None, open_seconds=90, longest_open_seconds=90
+    )
 
 
 def test_disabled_upstreams_are_not_in_the_snapshot() -> None:
@@ -122,6 +136,93 @@ def test_header_rules_keep_their_order() -> None:
     )
     pairs = found(loader.load_all(), "a").request_changes.appended
     assert [value for _, value in pairs] == [str(number).encode() for number in range(20)]
+
+
+# Targets.
+
+
+def test_without_targets_the_base_urls_place_is_the_only_one() -> None:
+    register("a", base_url="https://a.example.com:8443/v1")
+    upstream = found(loader.load_all(), "a")
+    assert upstream.listed_targets is None
+    assert upstream.sole_target == upstream.targets[0]
+    assert (upstream.targets[0].name, upstream.targets[0].authority) == ("a.example.com:8443", b"a.example.com:8443")
+
+
+def test_targets_arrive_in_their_order_with_what_they_leave_to_the_base_url() -> None:
+    row = register("a", base_url="https://a.example.com:8443/v1")
+    row.targets.create(address="b.example.com", weight=3)
+    row.targets.create(address="10.0.0.7:443", backup=True)
+    row.targets.create(address="[2001:db8::1]:80")
+    row.targets.create(address="off.example.com", enabled=False)
+    upstream = found(loader.load_all(), "a")
+    assert upstream.sole_target is None
+    assert [
+        (target.host, target.port, target.authority, target.weight, target.is_backup) for target in upstream.targets
+    ] == [
+        ("b.example.com", 8443, b"b.example.com:8443", 3, False),
+        ("10.0.0.7", 443, b"10.0.0.7", 1, True),
+        ("2001:db8::1", 80, b"[2001:db8::1]:80", 1, False),
+    ]
+    assert [target.name for target in upstream.targets] == ["b.example.com:8443", "10.0.0.7:443", "[2001:db8::1]:80"]
+
+
+def test_a_target_with_and_without_the_base_urls_port_is_one() -> None:
+    row = register("a")
+    row.targets.create(address="b.example.com", weight=2)
+    row.targets.create(address="b.example.com:443")
+    upstream = found(loader.load_all(), "a")
+    assert upstream.sole_target is not None
+    assert upstream.sole_target.weight == 2
+
+
+def test_all_targets_switched_off_leave_nowhere_to_go_not_the_base_url() -> None:
+    row = register("a")
+    row.targets.create(address="b.example.com", enabled=False)
+    upstream = found(loader.load_all(), "a")
+    assert upstream.listed_targets == upstream.targets == ()
+    assert upstream.sole_target is None
+
+
+def test_targets_rules_and_credentials_of_one_upstream_do_not_multiply_each_other() -> None:
+    """They come in one statement, each with each."""
+    for slug in ("a", "b"):
+        row = register(slug)
+        for number in range(3):
+            row.targets.create(address=f"{slug}{number}.example.com")
+            row.header_rules.create(action="add", name="x-n", value=f"{slug}{number}")
+        Credential.put(row, "bearer", secrets={"secret": f"of-{slug}"})
+        Credential.put(row, "query", secrets={"secret": f"of-{slug}"}, name="k")
+    with CaptureQueriesContext(connection) as queries:
+        loaded = {upstream.slug: upstream for upstream in loader._read(Upstream.objects.all())}
+    assert len(queries) == 1
+    for slug, upstream in loaded.items():
+        numbers = range(3)
+        assert [target.host for target in upstream.targets] == [f"{slug}{number}.example.com" for number in numbers]
+        assert upstream.request_changes.appended == tuple((b"x-n", f"{slug}{number}".encode()) for number in numbers)
+        assert upstream.credential is not None
+        assert upstream.credential.fault is None
+
+
+@pytest.mark.parametrize("address", ["user:s3cret@b.example.com", "b s3cret", "b.example.com:s3cret", ""])
+@pytest.mark.parametrize("enabled", [True, False])
+def test_an_unreadable_target_leaves_its_upstream_out(
+    address: str, enabled: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    register("good")
+    target = register("bad").targets.create(address="b.example.com", enabled=enabled)
+    with connection.cursor() as cursor:
+        cursor.execute("UPDATE relay_target SET address = %s WHERE id = %s", [address, target.pk])
+    with caplog.at_level(logging.ERROR):
+        assert set(picture(loader.load_all())) == {"good"}
+    assert "bad is left out: its targets cannot be read" in caplog.text
+    assert "s3cret" not in caplog.text
+
+
+def test_a_weight_that_is_no_number_makes_the_row_unreadable() -> None:
+    row = Upstream(slug="a", base_url="https://a.example.com")
+    with pytest.raises(loader.RowUnreadable, match="targets"):
+        loader.snapshot_of(row, targets=[loader.TargetRow(1, "b.example.com", "s3cret", True, False)])  # type: ignore[arg-type]
 
 
 def force(statement: str) -> None:
@@ -408,6 +509,43 @@ class Edits:
     def delete_rules(self) -> None:
         HeaderRule.objects.filter(pk=self.rule().pk).delete()
 
+    def target(self) -> Target:
+        targets = list(Target.objects.all())
+        return self.chance.choice(targets) if targets else self.add_target()
+
+    def address(self) -> str:
+        self.made += 1
+        return f"t{self.made}.example.com"
+
+    def add_target(self) -> Target:
+        return self.row().targets.create(address=self.address(), weight=self.chance.randint(1, 9))
+
+    def bulk_create_targets(self) -> None:
+        row = self.row()
+        Target.objects.bulk_create([Target(upstream=row, address=self.address()) for _ in range(2)])
+
+    def switch_target(self) -> None:
+        target = self.target()
+        target.enabled = not target.enabled
+        target.save(update_fields=["enabled"])
+
+    def move_target(self) -> None:
+        target = self.target()
+        target.upstream = self.row()
+        target.save()
+
+    def move_targets_by_update(self) -> None:
+        Target.objects.filter(pk=self.target().pk).update(upstream=self.row())
+
+    def update_targets(self) -> None:
+        Target.objects.filter(pk=self.target().pk).update(weight=7)
+
+    def delete_target(self) -> None:
+        self.target().delete()
+
+    def delete_targets(self) -> None:
+        Target.objects.filter(pk=self.target().pk).delete()
+
     def load_fixture(self) -> None:
         row, rule, new = self.row(), self.rule(), self.new()
         self.made += 1
@@ -427,9 +565,8 @@ class Edits:
             transaction.set_rollback(True)
 
 
-EDITS = [
-    name for name, what in vars(Edits).items() if callable(what) and name not in {"__init__", "row", "new", "rule"}
-]
+_NO_EDITS = {"__init__", "row", "new", "rule", "target", "address"}
+EDITS = [name for name, what in vars(Edits).items() if callable(what) and name not in _NO_EDITS]
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -451,6 +588,7 @@ def test_each_kind_of_edit_is_seen(name: str, tmp_path: Path) -> None:
     edits = Edits(random.Random(name), tmp_path)
     edits.bulk_create()
     edits.add_rule()
+    edits.add_target()
     snapshot = loader.load_all()
     getattr(edits, name)()
     assert picture(follow(snapshot)) == picture(loader.load_all())

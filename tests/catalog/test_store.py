@@ -68,9 +68,12 @@ def full_house() -> str:
         keepalive_seconds=1.5,
         total_timeout_seconds=None,
     )
-    Credential.put(upstream, "bearer", secrets={"secret": SECRET})
     for number in range(3):
+        upstream.targets.create(
+            address=f"t{number}.example.com", weight=number + 1, enabled=number != 1, backup=number == 2
+        )
         HeaderRule.objects.create(upstream=upstream, name=f"x-{number}", value=HEADER_SECRET)
+    Credential.put(upstream, "bearer", secrets={"secret": SECRET})
     register("b")
     Upstream.objects.create(slug="off", base_url="https://off.example.com", enabled=False)
     consumer = Consumer.objects.create(name="shop")
@@ -95,13 +98,17 @@ async def test_what_is_kept_makes_the_same_snapshot_and_holds_no_secret(
     store: Store, folder: Path, commit: Commit
 ) -> None:
     await commit(full_house)
-    await commit(store.keep)
+    await commit(store.keep, 0)
     stored, loaded = await kept(store), await commit(loader.load_all)
     assert picture(stored) == picture(loaded)
     upstream = stored.find(b"a")
     assert upstream is not None
     assert upstream.credential is not None
     assert upstream.credential.appended == ((b"authorization", f"Bearer {SECRET}".encode()),)
+    assert [(target.name, target.weight, target.is_backup) for target in upstream.targets] == [
+        ("t0.example.com:443", 1, False),
+        ("t2.example.com:443", 3, True),
+    ]
     assert [signer.signing_keys for signer in stored.roster] == [signer.signing_keys for signer in loaded.roster]
     whole = (folder / "snapshot").read_bytes()
     for secret in (SECRET, PROXY_PASSWORD, HEADER_SECRET, "a.example.com"):
@@ -126,7 +133,7 @@ async def test_secrets_in_files_are_read_anew_and_rows_that_cannot_be_read_are_l
             cursor.execute("UPDATE relay_upstream SET allowed_networks = '10.0.0.1/8' WHERE slug = 'bad'")
 
     await commit(edit)
-    await commit(store.keep)
+    await commit(store.keep, 0)
     secret.write_text("second")
     stored = await kept(store)
     upstream = stored.find(b"a")
@@ -178,7 +185,7 @@ async def test_the_first_poll_that_succeeds_trusts_nothing_that_was_stored(
     """The database may have been restored meanwhile, and may be at the same revision with other rows."""
     await commit(register, "a")
     store = Store(folder)
-    await commit(store.keep)
+    await commit(store.keep, 0)
     await store.stop()
     await commit(replace_everything, "b", 1)
     watcher = Watcher()
@@ -211,7 +218,7 @@ async def test_without_database_and_store_the_start_fails_and_names_both(databas
 async def test_a_store_of_other_columns_is_told_in_one_line(
     database: Database, store: Store, commit: Commit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await commit(store.keep)
+    await commit(store.keep, 0)
     monkeypatch.setattr(store_module, "_COLUMNS", {**store_module._COLUMNS, "consumers": ("c1",)})
     told = pytest.raises(loader.CatalogUnreadable, match="another version of the relay, which has other columns")
     with database.away(), told:
@@ -222,7 +229,7 @@ async def test_a_database_that_does_not_answer_holds_the_start_for_a_bounded_tim
     database: Database, store: Store, commit: Commit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await commit(register, "a")
-    await commit(store.keep)
+    await commit(store.keep, 0)
     go_on, load_all = threading.Event(), loader.load_all
 
     def hang() -> catalog.Snapshot:
@@ -269,24 +276,24 @@ async def test_a_database_that_is_only_slow_is_waited_for_where_there_is_no_stor
 async def test_an_edit_reaches_the_file_and_an_unchanged_database_only_confirms_it(
     store: Store, folder: Path, commit: Commit
 ) -> None:
-    await commit(store.keep)
+    await commit(store.keep, 0)
     path = folder / "snapshot"
     first = path.stat()
     os.utime(path, (first.st_mtime - 20, first.st_mtime - 20))
-    await commit(store.keep)
+    await commit(store.keep, 0)
     assert path.stat().st_ino == first.st_ino
     assert path.stat().st_mtime >= first.st_mtime
     await commit(register, "a")
-    await commit(store.keep)
+    await commit(store.keep, 0)
     assert path.stat().st_ino != first.st_ino
     assert (await kept(store)).find(b"a") is not None
 
 
 async def test_cookies_in_jars_are_no_reason_to_write(store: Store, folder: Path, commit: Commit) -> None:
-    await commit(store.keep)
+    await commit(store.keep, 0)
     written = (folder / "snapshot").stat().st_ino
     await commit(lambda: Revision.objects.filter(pk=1).update(value=9))
-    await commit(store.keep)
+    await commit(store.keep, 0)
     assert (folder / "snapshot").stat().st_ino == written
 
 
@@ -295,23 +302,23 @@ async def test_a_restored_database_replaces_what_is_kept_whatever_its_number(
 ) -> None:
     for slug in ("a", "b", "c"):
         await commit(register, slug)
-    await commit(store.keep)
+    await commit(store.keep, 0)
     await commit(replace_everything, "older", 1)
-    await commit(store.keep)
+    await commit(store.keep, 0)
     assert [upstream.slug for upstream in await kept(store)] == ["older"]
     # The same number, and nobody looked for a while.
     await commit(replace_everything, "other", 1)
     os.utime(folder / "snapshot", (1_000, 1_000))
-    await commit(store.keep)
+    await commit(store.keep, 0)
     assert [upstream.slug for upstream in await kept(store)] == ["other"]
 
 
 async def test_a_new_key_of_the_installation_seals_the_file_anew(store: Store, commit: Commit, settings: Any) -> None:
     settings.RELAY_ENCRYPTION_KEYS = ("first" * 8,)
     await commit(register, "a")
-    await commit(store.keep)
+    await commit(store.keep, 0)
     settings.RELAY_ENCRYPTION_KEYS = ("second" * 8, "first" * 8)
-    await commit(store.keep)
+    await commit(store.keep, 0)
     settings.RELAY_ENCRYPTION_KEYS = ("second" * 8,)
     assert (await kept(store)).find(b"a") is not None
 
@@ -320,28 +327,39 @@ async def test_a_file_that_is_dear_to_write_is_written_less_often_by_all_workers
     store: Store, folder: Path, commit: Commit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store_module, "WRITING_SHARE", 0.000_01)
-    await commit(store.keep)
+    await commit(store.keep, 0)
     await commit(register, "a")
     other = Store(folder)
     for each in (store, other):
-        await commit(each.keep)
+        await commit(each.keep, 0)
     assert (await kept(store)).find(b"a") is None
     os.utime(folder / "lock", (time.time() - 1, time.time() - 1))
-    await commit(other.keep)
+    await commit(other.keep, 0)
     assert (await kept(store)).find(b"a") is not None
     await other.stop()
+
+
+@pytest.mark.parametrize("put", [3600, 100, 1, -100, -3600])
+async def test_a_clock_that_was_put_holds_no_writing_up(store: Store, folder: Path, commit: Commit, put: int) -> None:
+    """`put`: by how many seconds the last writing is in the future, or beyond what writing may have to wait for."""
+    await commit(store.keep, 0)
+    await commit(register, "a")
+    noted = time.time() + put
+    os.utime(folder / "lock", (noted, noted + 0.5))
+    await commit(store.keep, 1)
+    assert (await kept(store)).find(b"a") is not None
 
 
 async def test_one_worker_at_a_time_writes_and_the_others_do_not_wait(
     store: Store, folder: Path, commit: Commit
 ) -> None:
-    await commit(store.keep)
+    await commit(store.keep, 0)
     await commit(register, "a")
     with (folder / "lock").open("rb") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        await commit(store.keep)
+        await commit(store.keep, 0)
         assert (await kept(store)).find(b"a") is None
-    await commit(store.keep)
+    await commit(store.keep, 0)
     assert (await kept(store)).find(b"a") is not None
 
 
@@ -357,10 +375,10 @@ async def test_a_folder_that_cannot_be_written_is_told_once_at_each_end_and_ends
     await watcher.stop()
     store = Store(folder)
     for _ in range(3):
-        await commit(store.keep)
+        await commit(store.keep, 0)
     await commit(folder.unlink)
     for _ in range(2):
-        await commit(store.keep)
+        await commit(store.keep, 0)
     await store.stop()
     told = [line for line in log.lines if "store" in line]
     # One of the watcher's own store, two of the other.
@@ -369,13 +387,90 @@ async def test_a_folder_that_cannot_be_written_is_told_once_at_each_end_and_ends
     assert f"cannot be stored in {folder} (" in told[0]
 
 
+async def looked(store: Store) -> bool:
+    """Whether a look is under way; it is over now."""
+    keeping = store._keeping
+    if keeping is not None:
+        await asyncio.wait([keeping])
+        await asyncio.sleep(0)  # what was to be told of its end comes in the loop's next round
+    return keeping is not None
+
+
+async def test_each_edit_is_stored_after_the_poll_that_saw_it(database: Database, folder: Path, commit: Commit) -> None:
+    watcher = Watcher()
+    await watcher.start()
+    store = watcher._store
+    assert store is not None
+    await looked(store)
+    for slug in ("a", "b", "c"):
+        await commit(register, slug)
+        await watcher.poll_now()
+        assert await looked(store)
+        assert row_file.read_head(folder / "snapshot").revision == watcher.state().revision
+        assert (await kept(store)).find(slug.encode()) is not None
+    await watcher.stop()
+
+
+async def test_what_is_settled_is_only_confirmed_and_only_now_and_then(store: Store, folder: Path) -> None:
+    store.follow(0)
+    assert await looked(store)
+    store.follow(0)
+    assert not await looked(store)
+    os.utime(folder / "snapshot", (time.time() - 20, time.time() - 20))
+    store._confirm_at = 0.0
+    store.follow(0)
+    assert await looked(store)
+    assert time.time() - (folder / "snapshot").stat().st_mtime < 20
+
+
+async def test_what_another_worker_was_at_is_looked_at_again_after_the_next_poll(store: Store, folder: Path) -> None:
+    store.follow(0)
+    assert await looked(store)
+    with (folder / "lock").open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        for _ in range(2):
+            store.follow(1)
+            assert await looked(store)
+    store.follow(1)
+    assert await looked(store)
+    store.follow(1)
+    assert not await looked(store)
+
+
+async def test_a_write_that_fails_is_tried_again_after_pauses_that_grow(
+    store: Store, folder: Path, commit: Commit, log: Listener
+) -> None:
+    await commit(folder.write_text, "no folder")
+    pauses = []
+    for _ in range(6):
+        store.follow(0)
+        assert await looked(store)
+        pauses.append(store._retry_seconds)
+        store.follow(0)
+        assert not await looked(store)
+        store._retry_at = 0.0
+    assert pauses == [2, 4, 8, 10, 10, 10]
+    await commit(folder.unlink)
+    # Another worker's turn says nothing about whether it works.
+    await commit(folder.mkdir)
+    with (folder / "lock").open("wb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        store.follow(0)
+        assert await looked(store)
+        assert [line.split()[0] for line in log.lines] == ["ERROR"]
+    store.follow(0)
+    assert await looked(store)
+    assert [line.split()[0] for line in log.lines] == ["ERROR", "WARNING"]
+    assert (await kept(store)).revision == 0
+
+
 async def test_an_outage_is_left_to_the_watcher_to_tell(
     store: Store, folder: Path, commit: Commit, database: Database, log: Listener
 ) -> None:
-    await commit(store.keep)
+    await commit(store.keep, 0)
     before = (folder / "snapshot").stat()
     with database.away():
-        await commit(store.keep)
+        await commit(store.keep, 0)
     assert (folder / "snapshot").stat() == before
     assert log.lines == []
 
@@ -387,7 +482,7 @@ async def test_stopping_gives_up_what_is_being_written(
         await commit(register, slug)
     monkeypatch.setattr(row_file, "CHUNK_ROWS", 1)
     store._stopping.set()
-    await commit(store.keep)
+    await commit(store.keep, 0)
     assert await commit(lambda: [path.name for path in folder.iterdir()]) == ["lock"]
     with pytest.raises(RowsUnusable):
         await store.load()

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from django.db import transaction
 
-from relay.models import AuditEntry, Deed, HeaderRule, Upstream
+from relay.models import AuditEntry, Deed, HeaderRule, Target, Upstream
 from relay.models.audit import CHANGED
 from tests.catalog.test_loader import EDITS, Edits
 
 pytestmark = pytest.mark.usefixtures("database")
 
-KINDS = (Upstream, HeaderRule)
+KINDS = (Upstream, HeaderRule, Target)
 LEFT_OUT = {"id", "changed_at", "changed_by", "value", "outbound_proxy"}
 Rows = dict[tuple[str, str], dict[str, Any]]
 
@@ -71,6 +71,7 @@ def test_each_kind_of_edit_is_in_the_trail(name: str, tmp_path: Path) -> None:
     edits = Edits(random.Random(name), tmp_path)
     edits.bulk_create()
     edits.add_rule()
+    edits.add_target()
     before, tables = AuditEntry.objects.count(), as_they_are()
     getattr(edits, name)()
     assert played_back() == as_they_are()

@@ -16,9 +16,9 @@ from django.db import connections
 from django.utils import timezone
 
 from relay.management.commands.upstreams import FIELDS
-from relay.models import Change, HeaderRule, Upstream
+from relay.models import Change, Credential, HeaderRule, Target, Upstream
 from relay.models.usage import add_counts
-from tests.origin import Origin, reply
+from tests.origin import Origin, refusing_port, reply
 
 pytestmark = pytest.mark.django_db
 
@@ -297,3 +297,149 @@ def test_show_tells_what_report_only_let_pass() -> None:
     assert (shown["report_only"], shown["would_refuse"]) == (True, {"key-required": 132})
     run("set", "a", "--set", "report_only=false")
     assert "132 requests" in run("show", "a")[0], "what was counted is told after it is switched off, too"
+
+
+# Targets
+
+
+def places() -> list[tuple[str, int, bool, bool]]:
+    return list(Target.objects.order_by("id").values_list("address", "weight", "enabled", "backup"))
+
+
+def test_add_takes_targets_and_says_how_many() -> None:
+    out, err = run(
+        *("add", "a", "https://a.example.com", "--access", "anyone", "--set", "balancing=round-robin"),
+        *("--target", "B.example.com:8443,weight=3", "--target", "c.example.com, backup, off", "--target", "[2620::1]"),
+        *("--set", "check_path=/healthz", "--set", "host_header=target", "--set", "max_retries=2"),
+    )
+    assert out == "Registered a: /relay/a/ leads to https://a.example.com at 3 targets\n"
+    assert err == ""
+    assert places() == [
+        ("b.example.com:8443", 3, True, False),
+        ("c.example.com", 1, False, True),
+        ("[2620::1]", 1, True, False),
+    ]
+    row = Upstream.objects.get()
+    assert (row.balancing, row.check_path, row.host_header, row.max_retries) == ("round-robin", "/healthz", "target", 2)
+
+
+def test_set_adds_targets_and_changes_what_it_says_of_those_there_are() -> None:
+    run("add", "a", "https://a.example.com", "--target", "b.example.com,weight=3,backup", "--target", "c.example.com")
+    before = Upstream.objects.get().changed_at
+    out, _ = run("set", "a", "--target", "B.example.com,off", "--target", "d.example.com,weight=2")
+    assert out == "Changed a: /relay/a/ leads to https://a.example.com at 3 targets\n"
+    assert places() == [
+        ("b.example.com", 3, False, True),
+        ("c.example.com", 1, True, False),
+        ("d.example.com", 2, True, False),
+    ]
+    assert Upstream.objects.get().changed_at > before
+    run("set", "a", "--target", "b.example.com,on,ordinary,weight=100")
+    assert places()[0] == ("b.example.com", 100, True, False)
+
+
+def test_set_removes_targets_first() -> None:
+    run("add", "a", "https://a.example.com", "--target", "b.example.com", "--target", "c.example.com:81")
+    run("set", "a", "--remove-target", "C.example.com:081", "--target", "d.example.com")
+    assert [address for address, *_ in places()] == ["b.example.com", "d.example.com"]
+    out, _ = run("set", "a", "--no-targets", "--target", "e.example.com")
+    assert out == "Changed a: /relay/a/ leads to https://a.example.com at 1 target\n"
+    assert [address for address, *_ in places()] == ["e.example.com"]
+    assert run("set", "a", "--no-targets")[0] == "Changed a: /relay/a/ leads to https://a.example.com\n"
+    assert places() == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--target", "http://b.example.com"], "--target: Write host and port alone"),
+        (["--target", ""], "--target: Give a host"),
+        (["--target", "d.example.com,weight=heavy"], "--target: write ADDRESS"),
+        (["--target", "d.example.com,weight"], "--target: write ADDRESS"),
+        (["--target", "d.example.com,off=1"], "--target: write ADDRESS"),
+        (["--target", "d.example.com,standby"], "--target: write ADDRESS"),
+        (["--target", "d.example.com,weight=0"], "--target weight: "),
+        (["--target", "d.example.com,weight=101"], "--target weight: "),
+        (["--remove-target", "c.example.com"], "--remove-target: a has no target c.example.com. It has b.example.com."),
+        (["--remove-target", "b.example.com/x"], "--remove-target: Write host and port alone"),
+    ],
+)
+def test_what_is_wrong_with_targets_is_said_and_nothing_is_written(arguments: list[str], words: str) -> None:
+    run("add", "a", "https://a.example.com", "--target", "b.example.com")
+    assert words in refusal("set", "a", "--set", "name=new", "--target", "n.example.com", *arguments)
+    assert places() == [("b.example.com", 1, True, False)]
+    assert Upstream.objects.get().name == ""
+
+
+def test_lists_and_documents_hold_targets() -> None:
+    run(
+        *("add", "a", "https://a.example.com"),
+        *("--target", "b.example.com,weight=3", "--target", "c.example.com,off,backup"),
+    )
+    run("add", "plain", "https://a.example.com")
+    run("add", "two", "https://a.example.com", "--target", "b.example.com", "--target", "c.example.com")
+    head, *lines = run("list")[0].splitlines()
+    assert [line[head.index("TARGETS") :].split()[0] for line in lines] == ["1/2", "-", "2"]
+    shown = [" ".join(line.split()) for line in run("show", "a")[0].splitlines()]
+    assert "target b.example.com, weight 3" in shown
+    assert "target c.example.com, weight 1, backup, off" in shown
+    document = run_json("show", "a")
+    assert document["targets"] == [
+        {"address": "b.example.com", "weight": 3, "enabled": True, "backup": False},
+        {"address": "c.example.com", "weight": 1, "enabled": False, "backup": True},
+    ]
+    assert [row["targets"] for row in run_json("list")][:2] == [document["targets"], []]
+
+
+def test_another_place_warns_that_the_credential_needs_to_be_confirmed() -> None:
+    run("add", "a", "https://a.example.com", "--target", "b.example.com")
+    Credential.put(Upstream.objects.get(), "bearer", secrets={"secret": "s3cret"})
+    assert run("set", "a", "--target", "b.example.com,weight=2")[1] == ""
+    assert "was confirmed for another place" in run("set", "a", "--target", "c.example.com")[1]
+    assert run("set", "a", "--remove-target", "c.example.com")[1] == ""
+    assert "was confirmed for another place" in run("set", "a", "--no-targets")[1]
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_check_tries_every_target_that_is_on(origin: Origin) -> None:
+    origin.otherwise(reply(204))
+
+    def in_thread(dead: int) -> Any:
+        live = f"127.0.0.1:{origin.port}"
+        try:
+            run(
+                *("add", "a", "http://a.invalid/v1", "--allow-network", "127.0.0.0/8", "--target", live),
+                *("--target", f"127.0.0.2:{dead}", "--target", "b.invalid,off"),
+            )
+            out = io.StringIO()
+            with pytest.raises(CommandError) as problem:
+                call_command("upstreams", "check", "a", "--json", stdout=out)
+            document = json.loads(out.getvalue())
+            out = io.StringIO()
+            with pytest.raises(CommandError):
+                call_command("upstreams", "check", "a", stdout=out)
+            run("set", "a", "--target", f"127.0.0.2:{dead},off")
+            return str(problem.value), document, out.getvalue(), run_json("check", "a")
+        finally:
+            connections.close_all()
+
+    with refusing_port() as dead:
+        problem, document, text, alone = await asyncio.to_thread(in_thread, dead)
+    assert problem == f"a does not work: tcp failed at 127.0.0.2:{dead}."
+    assert (document["slug"], document["ok"]) == ("a", False)
+    assert [(each["target"], each["ok"], each["steps"][-1]["name"]) for each in document["targets"]] == [
+        (f"127.0.0.1:{origin.port}", True, "http"),
+        (f"127.0.0.2:{dead}", False, "tcp"),
+    ]
+    assert [line.split()[:3] for line in text.splitlines()] == [
+        *([f"127.0.0.1:{origin.port}", step, "ok"] for step in ("dns", "egress", "tcp", "http")),
+        *([f"127.0.0.2:{dead}", step, "ok"] for step in ("dns", "egress")),
+        [f"127.0.0.2:{dead}", "tcp", "FAILED"],
+    ]
+    assert (alone["ok"], alone["steps"][-1]["status"], "targets" in alone) == (True, 204, False)
+    assert {request.values(b"host")[0] for request in origin.requests} == {b"a.invalid"}
+
+
+def test_check_of_an_upstream_whose_targets_are_off_says_so() -> None:
+    run("add", "a", "http://127.0.0.1:9", "--target", "127.0.0.1:9,off")
+    assert refusal("check", "a") == "a does not work: all of its targets are switched off."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -12,11 +13,19 @@ import pytest
 from gunicorn.config import Config as GunicornConfig
 from uvicorn.config import Config
 
-from config.gunicorn import HANDOVER_SECONDS, SHUTDOWN_MARGIN_SECONDS, DrainingServer, RelayWorker, options
+from config.gunicorn import (
+    DEAF_TICKS,
+    HANDOVER_SECONDS,
+    SHUTDOWN_MARGIN_SECONDS,
+    DrainingServer,
+    RelayWorker,
+    _Listener,
+    options,
+)
 from relay.serving import status
 
 
-async def _application(*_: object) -> None:
+async def _application(_scope: object, _receive: object, _send: object) -> None:
     """Never called."""
 
 
@@ -27,7 +36,8 @@ def told() -> Iterator[None]:
 
 
 def draining_server(*, drain_seconds: float = 0, whole: bool = True) -> DrainingServer:
-    config = Config(_application, log_config=None)
+    http = RelayWorker.CONFIG_KWARGS["http"]
+    config = Config(_application, interface="asgi3", log_config=None, http=http, lifespan="off")
     return DrainingServer(config, drain_seconds=drain_seconds, is_whole_stop=lambda: whole)
 
 
@@ -92,6 +102,40 @@ async def test_who_hands_over_stays_ready_and_takes_requests_until_the_others_ha
     assert not await server.on_tick(1)
     now += HANDOVER_SECONDS
     assert await server.on_tick(2)
+
+
+async def test_a_worker_that_nobody_gets_into_listens_anew(caplog: pytest.LogCaptureFixture) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = draining_server()
+        server.config.load()
+        server.lifespan = server.config.lifespan_class(server.config)
+        await server.startup(sockets=[listening])
+        try:
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(listening)  # so uvloop leaves it when there is no descriptor at all
+            _, writer = await asyncio.open_connection(*listening.getsockname())
+            for tick in range(DEAF_TICKS):
+                assert not caplog.records
+                await server.on_tick(tick)
+            assert [record.levelname for record in caplog.records] == ["WARNING"]
+            assert "It listens again." in caplog.text
+            async with asyncio.timeout(5):
+                while not server.server_state.connections:  # noqa: ASYNC110 - nobody tells of it
+                    await asyncio.sleep(0)
+            for tick in range(DEAF_TICKS + 1):
+                await server.on_tick(tick)
+            assert len(caplog.records) == 1
+            writer.close()
+            await writer.wait_closed()
+        finally:
+            await server.shutdown(sockets=[listening])
+
+
+def test_a_worker_that_lets_some_in_is_not_deaf() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening, socket.create_connection(listening.getsockname()):
+        listener = _Listener(listening)
+        assert not any(listener.is_deaf(seen) for seen in range(1, 3 * DEAF_TICKS))
+        listener.close()
 
 
 def test_an_interrupt_waits_for_no_balancer() -> None:

@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from relay.observing import episodes
+from relay.observing.descriptors import count_open
 from relay.observing.families import Family, Numbers
 from relay.observing.shelf import Shelf
+from tests.serving_ground import disk_with_room_for
 
 COUNT = Family("relay_things_total", "counter", "Things.")
 NOW = Family("relay_now", "gauge", "Now.")
@@ -81,6 +84,31 @@ def test_a_folder_that_vanished_is_told_once(tmp_path: Path, caplog: pytest.LogC
     folder.mkdir()
     mine.put(numbers(1))
     assert told(Shelf(folder), 1)[0] >= 1
+
+
+def test_a_full_disk_loses_no_counts_of_the_dead_and_no_descriptors(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(episodes, "CALM_SECONDS", 0.0)
+    mine, other, dead = Shelf(tmp_path), Shelf(tmp_path), Shelf(tmp_path)
+    other.put(numbers(10))
+    dead.put(numbers(100))
+    assert dead._lock is not None
+    os.close(dead._lock)  # as when its process is gone
+    before = count_open()
+    with disk_with_room_for(0):
+        for _ in range(3):
+            mine.put(numbers(1))
+            assert told(mine, 1)[0] == 111
+    assert count_open() == before
+    assert not list(tmp_path.glob(".*"))
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == [
+        "Metrics cannot be written",
+        "What ended workers counted cannot be kept",
+    ]
+    mine.put(numbers(1))
+    assert told(mine, 1) == (111, 2)
+    assert [record.levelname for record in caplog.records] == ["ERROR", "ERROR", "WARNING", "WARNING"]
 
 
 def test_files_are_for_their_user_alone(tmp_path: Path) -> None:

@@ -241,10 +241,12 @@ def test_a_fault_of_one_is_a_fault_of_all() -> None:
 def destination(**changes: Any) -> str:
     plain: dict[str, Any] = {
         "base_url": "https://api.example/v1",
+        "addresses": (),
         "outbound_proxy": "",
         "verify_tls": True,
         "ca_bundle": "",
         "caller_host": False,
+        "target_host": False,
     }
     return destination_of(**(plain | changes))
 
@@ -259,6 +261,8 @@ def destination(**changes: Any) -> str:
         {"verify_tls": False},
         {"ca_bundle": "-----BEGIN CERTIFICATE-----"},
         {"caller_host": True},
+        {"target_host": True},
+        {"addresses": ("10.0.0.7",)},
         {"token_url": "https://login.example/token"},
     ],
 )
@@ -269,6 +273,10 @@ def test_whatever_decides_who_can_read_a_secret_is_part_of_where_it_goes(change:
 @pytest.mark.parametrize("base_url", ["https://api.example", "https://api.example:443/v2/", "HTTPS://API.example/v1"])
 def test_what_only_shapes_requests_is_not(base_url: str) -> None:
     assert destination(base_url=base_url) == destination()
+
+
+def test_the_order_and_spelling_of_targets_is_not() -> None:
+    assert destination(addresses=("B.example:80", "a.example")) == destination(addresses=("a.example", "b.example:80"))
 
 
 def test_a_proxys_password_is_no_part_of_where_a_secret_goes() -> None:

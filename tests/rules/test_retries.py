@@ -67,9 +67,9 @@ def test_ten_first_attempts_pay_for_one_retry_at_a_tenth() -> None:
     budget = Budget(0.1, 0, 1)
     assert [budget.withdraw(5.0), budget.withdraw(5.0)] == [True, False]
     for _ in range(9):
-        budget.deposit(5.0)
+        budget.deposit()
     assert not budget.withdraw(5.0)
-    budget.deposit(5.0)
+    budget.deposit()
     assert [budget.withdraw(5.0), budget.withdraw(5.0)] == [True, False]
 
 
@@ -83,10 +83,10 @@ def test_some_retries_come_in_by_time_alone() -> None:
 def test_time_counts_once_whoever_comes_next() -> None:
     budget = Budget(0.5, 2, 3)
     assert [budget.withdraw(100.0) for _ in range(3)] == [True, True, True]
-    budget.deposit(100.25)
+    budget.deposit()
     assert [budget.withdraw(100.25), budget.withdraw(100.25)] == [True, False]
-    budget.deposit(100.5)
-    budget.deposit(100.75)
+    budget.deposit()
+    budget.deposit()
     assert [budget.withdraw(100.75) for _ in range(3)] == [True, True, False]
 
 
@@ -95,13 +95,23 @@ def test_a_quiet_night_saves_up_no_more_than_the_most() -> None:
     budget.withdraw(1.0)
     assert [budget.withdraw(100_000.0) for _ in range(5)] == [True, True, True, True, False]
     for _ in range(1000):
-        budget.deposit(100_000.0)
+        budget.deposit()
     assert [budget.withdraw(100_000.0) for _ in range(5)] == [True, True, True, True, False]
+
+
+def test_a_budget_is_full_until_it_is_drawn_from_and_when_it_has_all_back() -> None:
+    budget = Budget(0.5, 1, 4)
+    assert budget.is_full(10.0)
+    assert budget.withdraw(10.0)
+    assert not budget.is_full(10.0)
+    budget.deposit()
+    assert not budget.is_full(10.25)
+    assert budget.is_full(10.5)
 
 
 def test_a_budget_of_nothing_allows_nothing() -> None:
     budget = Budget(0, 0, 0)
-    budget.deposit(1.0)
+    budget.deposit()
     assert not budget.withdraw(1000.0)
 
 
@@ -120,7 +130,7 @@ def test_no_stretch_has_more_retries_than_were_put_in(
     for is_first, gap in steps:
         now += gap
         if is_first:
-            budget.deposit(now)
+            budget.deposit()
         told.append((now, is_first, not is_first and budget.withdraw(now)))
     for start in range(len(told)):
         firsts = retries = 0

@@ -388,7 +388,16 @@ class Wire:
         self.closed = False
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        return default
+        return self if name == "socket" else default
+
+    def fileno(self) -> int:
+        return 3
+
+    def getpeername(self) -> tuple[str, int]:
+        return "127.0.0.1", 1
+
+    def getsockname(self) -> tuple[str, int]:
+        return "127.0.0.1", 2
 
     def is_closing(self) -> bool:
         return self.closed

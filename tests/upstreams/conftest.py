@@ -17,6 +17,8 @@ import pytest_asyncio
 import uvloop
 
 from relay.catalog import Upstream
+from relay.observing.descriptors import Descriptors
+from relay.upstreams import dialing
 from relay.upstreams.messages import SeamRequest
 from relay.upstreams.pool import Pool
 from relay.upstreams.transport import PooledTransport
@@ -172,3 +174,16 @@ def tasks_of_relay() -> list[str]:
         if (code := getattr(task.get_coro(), "cr_code", None))
         and Path(code.co_filename).is_relative_to(PROJECT / "relay")
     ]
+
+
+@pytest.fixture
+def none_left(monkeypatch: pytest.MonkeyPatch) -> Descriptors:
+    """Descriptors that have run out before, so that nothing more is told."""
+    descriptors = Descriptors(1024)
+    monkeypatch.setattr(descriptors, "_began_at", 0.0)
+    monkeypatch.setattr(dialing, "descriptors", descriptors)
+    return descriptors
+
+
+def refusals_of(descriptors: Descriptors) -> float:
+    return {family.name: number for family, (_, number) in descriptors.read()}["relay_descriptor_refusals_total"]

@@ -29,10 +29,12 @@ import pytest
 import trustme
 
 from relay.catalog import Upstream
+from relay.observing.descriptors import Descriptors
 from relay.upstreams import dialing, faults, listeners
 from relay.upstreams.dialing import Dialer
 from relay.upstreams.names import Found, Names
 from tests.origin import refusing_port, serving_context, silent_port
+from tests.upstreams.conftest import refusals_of
 
 NAME = "api.example"
 LOOPBACK = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
@@ -617,15 +619,38 @@ async def test_one_refusal_says_more_than_what_else_failed() -> None:
     assert str(problem) in errno.errorcode.values()
 
 
-async def test_a_process_without_descriptors_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_process_without_descriptors_says_so(monkeypatch: pytest.MonkeyPatch, none_left: Descriptors) -> None:
     def open_socket(*_: object) -> socket.socket:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     plain = dialer(1)
     monkeypatch.setattr(type(plain._guard), "open_socket", open_socket)
     problem = await failure_of(plain)
-    assert type(problem) is httpx.ConnectError
+    assert isinstance(problem, faults.OutOfFiles)
     assert str(problem) == "EMFILE"
+    assert refusals_of(none_left) == 1
+
+
+async def test_the_last_descriptors_are_not_for_upstreams(none_left: Descriptors) -> None:
+    names = ScriptedNames()
+    none_left.upstreams_end = 0
+    async with serving(echo) as port:
+        for fields in ({}, {"outbound_proxy": f"http://proxy.example:{port}"}):
+            problem = await failure_of(dialer(port, names, **fields))
+            assert isinstance(problem, faults.OutOfFiles)
+            assert phase_of(problem) == "connect"
+    assert names.doubted == []
+    assert refusals_of(none_left) == 2
+
+
+async def test_a_look_up_without_descriptors_says_nothing_about_the_name(none_left: Descriptors) -> None:
+    names = ScriptedNames()
+    names.problem = socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+    none_left.upstreams_end = 0
+    problem = await failure_of(dialer(1, names))
+    assert isinstance(problem, faults.OutOfFiles)
+    assert phase_of(problem) == "dns"
+    assert refusals_of(none_left) == 1
 
 
 async def test_what_uvloop_raises_is_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:

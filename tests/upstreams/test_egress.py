@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import socket
 import ssl
 from ipaddress import ip_address, ip_network
@@ -94,6 +95,19 @@ def test_a_machine_that_binds_any_address_still_knows_its_own(monkeypatch: pytes
     assert is_own_address(ip_address("127.0.0.1"))
     assert not is_own_address(ip_address("192.0.2.77"))
     assert not is_own_address(ip_address("2001:db8::77"))
+
+
+def test_an_address_of_which_nothing_can_be_learned_does_not_pass_for_anothers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without a descriptor the kernel cannot be asked, and the address may be the machine's own."""
+
+    def no_socket(*_: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(socket, "socket", no_socket)
+    with pytest.raises(OSError, match="Too many open files"):
+        Guard().check(PUBLIC)
 
 
 @pytest.mark.parametrize("carrier", ["{0}", "::ffff:{0}", "64:ff9b::{0}"])

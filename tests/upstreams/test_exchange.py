@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
+from time import monotonic
 from typing import Any
 
 import httpx
@@ -10,10 +11,11 @@ import pytest
 import respx
 
 from relay import errors
-from relay.catalog import Upstream
+from relay.catalog import Target, Upstream
+from relay.rules.breaker import State
 from relay.upstreams import client as client_room
 from relay.upstreams import exchange as exchange_room
-from relay.upstreams import faults
+from relay.upstreams import faults, targets
 from relay.upstreams.bulkheads import slots
 from relay.upstreams.client import RelayClient
 from relay.upstreams.exchange import Exchange
@@ -126,12 +128,14 @@ ERRORS = [
     (faults.LedBack, errors.LoopDetected),
     (faults.NameUnresolved, errors.NameUnresolved),
     (faults.PortClosed, errors.ConnectionRefused),
+    (faults.OutOfFiles, errors.ServerFull),
     (faults.CertificateUntrusted, errors.CertificateRefused),
     (faults.HandshakeFailed, errors.TLSFailed),
     (faults.HeadTimeout, errors.HeadTimedOut),
     (faults.UploadTooSlow, errors.UploadTooSlow),
     (faults.CallerStalled, errors.CallerTimedOut),
     (faults.HungUp, errors.UpstreamHungUp),
+    (faults.ConnectionsClosed, errors.UpstreamHungUp),
     (httpx.ConnectTimeout, errors.ConnectTimedOut),
     (httpx.PoolTimeout, errors.UpstreamFull),
     (httpx.ReadTimeout, errors.IdleTimedOut),
@@ -193,6 +197,22 @@ async def test_what_httpx_raises_in_the_body_is_told_in_the_relays_words(
         await anext(body)
     assert type(told.value) is error
     exchange.close()
+
+
+async def test_that_descriptors_run_out_is_held_against_no_target_and_not_tried_again(
+    router: respx.MockRouter,
+) -> None:
+    listed = [Target(host=host, port=80, authority=host.encode()) for host in ("a.example", "b.example")]
+    there = upstream(listed_targets=tuple(listed), max_retries=3)
+    out_of_files = faults.placed(faults.OutOfFiles("EMFILE"), faults.Progress("connect"))
+    router.route().mock(side_effect=out_of_files)
+    for _ in range(100):
+        exchange = Exchange(there, method="GET")
+        with pytest.raises(errors.ServerFull):
+            await opened(exchange)
+        assert exchange.attempts == 1
+        exchange.close()
+    assert [member.breaker.state(monotonic()) for member in targets.crew_of(there).members] == [State.CLOSED] * 2
 
 
 async def test_an_error_of_the_relays_own_passes_through(router: respx.MockRouter) -> None:

@@ -15,6 +15,7 @@ import pytest
 import pytest_asyncio
 
 from relay.catalog import Snapshot, Target
+from relay.observing.descriptors import Descriptors
 from relay.observing.families import Numbers
 from relay.rules.health import Check
 from relay.upstreams import client as client_room
@@ -23,7 +24,7 @@ from relay.upstreams.client import RelayClient
 from relay.upstreams.health import Checker
 from tests.behaviour.conftest import until, upstream_at
 from tests.origin import Exchange, Gate, Origin, chunked, hang, raw, refusing_port, reply, truncate
-from tests.upstreams.conftest import Seam
+from tests.upstreams.conftest import Seam, refusals_of
 
 CHECK = Check(
     target=b"/healthz",
@@ -159,6 +160,20 @@ async def test_each_target_has_a_verdict_of_its_own(origin: Origin, checkers: Ch
         places = [Target(host="127.0.0.1", port=place, authority=b"a") for place in (origin.port, port)]
         checkers().follow(checked(origin, listed_targets=tuple(places)))
         await until(lambda: targets.unhealthy == {("o", f"127.0.0.1:{port}")})
+
+
+async def test_descriptors_that_run_out_say_nothing_of_the_target(
+    origin: Origin, checkers: Checkers, none_left: Descriptors
+) -> None:
+    """Checks go on meanwhile, and find it well when there are descriptors again."""
+    origin.on(b"/healthz", reply())
+    end, none_left.upstreams_end = none_left.upstreams_end, 0
+    checker = checkers()
+    checker.follow(checked(origin))
+    await until(lambda: refusals_of(none_left) > CHECK.failures)
+    assert numbers(checker)["relay_target_healthy"] == {key_of(origin): 1}
+    none_left.upstreams_end = end
+    await origin.next_request()
 
 
 async def test_a_full_pool_says_nothing_of_the_target(origin: Origin, seam: Seam, checkers: Checkers) -> None:

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import trustme
 
-from relay.catalog import Upstream
-from relay.upstreams.probe import Step, probe
+from relay.catalog import Target, Upstream
+from relay.upstreams.probe import Step, probe, probe_all
 from tests.origin import Origin, hang, raw, refusing_port, reply, serving_context
 
 LOOPBACK = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
@@ -27,9 +27,9 @@ def upstream(port: int, **fields: Any) -> Upstream:
     return Upstream(slug="a", port=port, **(known | {"authority": f"{host}:{port}".encode()} | fields))
 
 
-async def steps_of(item: Upstream, target: bytes = b"/") -> dict[str, Step]:
+async def steps_of(item: Upstream, path: bytes = b"/") -> dict[str, Step]:
     async with asyncio.timeout(10):
-        return {step.name: step for step in await probe(item, target=target)}
+        return {step.name: step for step in await probe(item, item.targets[0], path=path)}
 
 
 def failed(steps: dict[str, Step]) -> tuple[str, str]:
@@ -249,3 +249,64 @@ async def test_tls_with_the_proxy_is_a_step_of_its_own(authority: trustme.CA) ->
         steps = await steps_of(upstream(80, ca_bundle=bundle(authority), **proxied))
         assert list(steps) == ["dns", "egress", "tcp", "proxy", "http"]
         assert steps["http"].succeeded
+
+
+async def test_an_address_that_a_proxy_is_told_is_judged_too(origin: Origin) -> None:
+    proxied = {"host": "10.0.0.1", "outbound_proxy": f"http://127.0.0.1:{origin.port}"}
+    name, detail = failed(await steps_of(upstream(80, **proxied)))
+    assert name == "egress"
+    assert "10.0.0.1 is private" in detail
+    assert origin.requests == []
+
+
+# Of several targets
+
+
+def target(host: str, port: int) -> Target:
+    return Target(host=host, port=port, authority=f"{host}:{port}".encode())
+
+
+async def test_every_target_is_tried_whatever_becomes_of_the_others(origin: Origin) -> None:
+    origin.otherwise(reply(200))
+    with refusing_port() as dead:
+        targets = (target("127.0.0.2", dead), target("127.0.0.1", origin.port))
+        found = await probe_all(upstream(80, host="a.invalid", listed_targets=targets), path=b"/x")
+    assert [(tried, steps[-1].name, steps[-1].succeeded) for tried, steps in found] == [
+        (targets[0], "tcp", False),
+        (targets[1], "http", True),
+    ]
+    request = await origin.next_request()
+    assert (request.target, request.values(b"host")) == (b"/x", [b"a.invalid:80"])
+
+
+@pytest.mark.parametrize("target_host", [False, True])
+async def test_a_target_is_asked_for_the_upstream_s_name_or_its_own(authority: trustme.CA, target_host: bool) -> None:
+    async with Origin(tls=serving_context(authority, "a.example.com", "localhost")) as origin:
+        origin.otherwise(reply(200))
+        item = upstream(
+            443,
+            scheme="https",
+            host="a.example.com",
+            ca_bundle=bundle(authority),
+            listed_targets=(target("localhost", origin.port),),
+            target_host=target_host,
+        )
+        assert (await steps_of(item))["http"].succeeded
+        request = await origin.next_request()
+    host = f"localhost:{origin.port}" if target_host else "a.example.com:443"
+    assert request.server_name == ("localhost" if target_host else "a.example.com")
+    assert request.values(b"host") == [host.encode()]
+
+
+async def test_a_tunnel_leads_to_the_target(origin: Origin) -> None:
+    origin.otherwise(reply(502))
+    item = upstream(
+        443,
+        scheme="https",
+        host="a.example.com",
+        listed_targets=(target("b.example.com", 8443),),
+        outbound_proxy=f"http://127.0.0.1:{origin.port}",
+    )
+    name, _ = failed(await steps_of(item))
+    assert name == "proxy"
+    assert (await origin.next_request()).target == b"b.example.com:8443"

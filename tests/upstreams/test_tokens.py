@@ -16,6 +16,7 @@ import pytest_asyncio
 
 from relay import errors
 from relay.catalog import Upstream
+from relay.observing.descriptors import Descriptors
 from relay.rules.credentials import Credential, Given, TokenGrant, compile_credential
 from relay.upstreams import tokens as tokens_room
 from relay.upstreams.tokens import Tokens
@@ -261,6 +262,17 @@ async def test_the_guard_stands_before_the_token_url(origin: Origin, server: Tok
     asking.upstream = replace(asking.upstream, allowed_networks=())
     assert "AddressRefused" in await asking.problem()
     assert origin.connections_made == 0
+
+
+async def test_that_the_relay_has_no_descriptor_to_ask_with_is_not_the_upstreams_fault(
+    server: TokenServer, asking: Asking, none_left: Descriptors
+) -> None:
+    end, none_left.upstreams_end = none_left.upstreams_end, 0
+    with pytest.raises(errors.ServerFull):
+        await asking.token()
+    none_left.upstreams_end = end
+    asking.clock.now += tokens_room.RETRY_SECONDS
+    assert await asking.token() == b"token-1"
 
 
 async def test_networks_of_the_credentials_own_open_the_token_url_alone(

@@ -22,7 +22,8 @@ from django.views.decorators.debug import sensitive_variables
 
 from relay.catalog import credentials, loader
 from relay.management.authored import AuthoredCommand
-from relay.management.commands.upstreams import find_one, sentences
+from relay.management.commands.upstreams import find_one
+from relay.management.problems import sentences
 from relay.models import AuthStyle, Credential, CredentialKind, Upstream
 from relay.rules.credentials import MAX_SECRET_BYTES, SECRETS, SETTINGS
 

@@ -23,7 +23,8 @@ from django.utils.dateparse import parse_datetime
 
 from relay.catalog import loader
 from relay.management.authored import AuthoredCommand
-from relay.management.commands.upstreams import find_all, print_table, sentences
+from relay.management.commands.upstreams import find_all, print_table
+from relay.management.problems import sentences
 from relay.models import Access, ApiKey, Consumer, Grant, Upstream
 from relay.models.key_states import local, not_over, state_of, words_for
 from relay.rules.keys import PREFIX_CHARACTERS

@@ -11,22 +11,24 @@ import json
 import re
 import sys
 from argparse import ArgumentParser
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from django.core.exceptions import NON_FIELD_ERRORS, ValidationError
+from django.core.exceptions import ValidationError
 from django.core.management.base import CommandError, OutputWrapper
 from django.db import Error, models, transaction
 from django.utils import timezone
 
 from relay.catalog import credentials, loader
 from relay.errors import PathRefused
+from relay.management import targets
 from relay.management.authored import AuthoredCommand
+from relay.management.problems import sentences
 from relay.models import Access, CredentialKind, HeaderRule, Upstream, usage
 from relay.rules.paths import check_path, join_target
 from relay.rules.urls import parse_proxy_url
-from relay.upstreams.probe import Step, probe
+from relay.upstreams.probe import Step, probe_all
 
 FIELDS = (
     "name",
@@ -41,6 +43,21 @@ FIELDS = (
     "idle_timeout_seconds",
     "min_upload_bytes_per_second",
     "total_timeout_seconds",
+    "balancing",
+    "balancing_header",
+    "max_retries",
+    "retry_percent",
+    "breaker_failures",
+    "breaker_percent",
+    "breaker_seconds",
+    "check_path",
+    "check_method",
+    "check_statuses",
+    "check_body",
+    "check_interval_seconds",
+    "check_timeout_seconds",
+    "check_failures",
+    "check_successes",
     "max_request_bytes",
     "max_response_bytes",
     "max_concurrent",
@@ -104,6 +121,15 @@ class Command(AuthoredCommand):
         change = action("set", self.change, "Change an upstream.")
         change.add_argument("slug", metavar="SLUG")
         change.add_argument("--no-headers", action="store_true", help="first remove all of its header rules")
+        change.add_argument("--no-targets", action="store_true", help="first remove all of its targets")
+        change.add_argument(
+            "--remove-target",
+            metavar="ADDRESS",
+            dest="removed_targets",
+            action="append",
+            default=[],
+            help="remove the target with this address; repeatable",
+        )
         for sub in (add, change):
             sub.add_argument(
                 "--set",
@@ -121,18 +147,30 @@ class Command(AuthoredCommand):
                 default=[],
                 help="a header rule; repeatable. In `set` it takes the place of the rules for that side and name",
             )
+            sub.add_argument(
+                "--target",
+                metavar="ADDRESS[,weight=N][,backup|,ordinary][,on|,off]",
+                dest="target_texts",
+                action="append",
+                default=[],
+                help="a target; repeatable. In `set` it adds one, or changes what it says of the one with that address",
+            )
         show = action("show", self.show, "Show one upstream with all of its fields.")
         show.add_argument("slug", metavar="SLUG")
         listing = action("list", self.list_all, "List all upstreams.")
-        check = action("check", self.check_upstream, "Try an upstream step by step; exit code 1 when a step fails.")
+        check = action(
+            "check", self.check_upstream, "Try each target of an upstream step by step; exit code 1 when a step fails."
+        )
         check.add_argument("slug", metavar="SLUG")
-        check.add_argument("--path", default="", help="what to ask for under the base URL, such as /status?full=1")
+        check.add_argument(
+            "--path", metavar="PATH", default="", help="what to ask for under the base URL, such as /status?full=1"
+        )
         for sub in (add, change, show, listing, check):
             sub.add_argument("--json", action="store_true", dest="as_json", help="print JSON")
         for name, act, text in (
             ("enable", self.enable, "Switch upstreams on."),
             ("disable", self.disable, "Switch upstreams off: callers get 404."),
-            ("remove", self.remove, "Remove upstreams and their header rules."),
+            ("remove", self.remove, "Remove upstreams, their targets and their header rules."),
         ):
             sub = action(name, act, text)
             sub.add_argument("slugs", metavar="SLUG", nargs="+")
@@ -155,6 +193,7 @@ class Command(AuthoredCommand):
         allow_network: list[str],
         assignments: list[str],
         headers: list[str],
+        target_texts: list[str],
         as_json: bool,
         **_: Any,
     ) -> None:
@@ -165,20 +204,34 @@ class Command(AuthoredCommand):
         row.allowed_networks = "\n".join([row.allowed_networks, *allow_network]).strip()
         if Upstream.objects.filter(slug=slug).exists():
             raise CommandError(f"There is an upstream {slug} already: change it with `upstreams set {slug}`.")
-        rules = _header_rules(headers)
+        rules, places = _header_rules(headers), targets.read(target_texts)
         with transaction.atomic():
             row.save()
             _save_rules(row, rules)
+            targets.save(row, places)
         self._written(row, "Registered", as_json=as_json)
         if row.access == Access.KEY:
             self.stderr.write(f"Callers need a key: issue one with `keys issue CONSUMER --upstream {row.slug}`.", str)
 
     def change(
-        self, *, slug: str, assignments: list[str], headers: list[str], no_headers: bool, as_json: bool, **_: Any
+        self,
+        *,
+        slug: str,
+        assignments: list[str],
+        headers: list[str],
+        no_headers: bool,
+        target_texts: list[str],
+        removed_targets: list[str],
+        no_targets: bool,
+        as_json: bool,
+        **_: Any,
     ) -> None:
-        if not (assignments or headers or no_headers):
-            raise CommandError("Say what to change: --set FIELD=VALUE, --header or --no-headers.")
-        rules = _header_rules(headers)
+        if not (assignments or headers or no_headers or target_texts or removed_targets or no_targets):
+            raise CommandError(
+                "Say what to change: --set FIELD=VALUE, --header, --no-headers, --target, --remove-target or "
+                "--no-targets."
+            )
+        rules, places = _header_rules(headers), targets.read(target_texts)
         with transaction.atomic():
             row = find_one(slug)
             _assign(row, assignments)
@@ -191,13 +244,19 @@ class Command(AuthoredCommand):
                 replaced = replaced.filter(same)
             replaced.delete()
             _save_rules(row, rules)
+            if no_targets:
+                row.targets.all().delete()
+            targets.remove(row, removed_targets)
+            targets.save(row, places)
         self._written(row, "Changed", as_json=as_json)
 
     def _written(self, row: Upstream, verb: str, *, as_json: bool) -> None:
         if as_json:
             self._print_json(document(row))
         else:
-            self.stdout.write(f"{verb} {row.slug}: {row.relay_path} leads to {row.base_url}")
+            count = row.targets.count()
+            at = f" at {count} target{'' if count == 1 else 's'}" if count else ""
+            self.stdout.write(f"{verb} {row.slug}: {row.relay_path} leads to {row.base_url}{at}")
         self._warn(row)
 
     def _warn(self, row: Upstream) -> None:
@@ -205,13 +264,20 @@ class Command(AuthoredCommand):
             self.stderr.write(f"Warning: {warning}")
 
     def list_all(self, *, as_json: bool, **_: Any) -> None:
-        rows = Upstream.objects.prefetch_related("header_rules").iterator(chunk_size=1000)
+        rows = Upstream.objects.prefetch_related("header_rules", "targets").iterator(chunk_size=1000)
         if as_json:
             self._print_json([document(row) for row in rows])
             return
-        lines = [("SLUG", "BASE URL", "ACCESS", "STATE", "LAST CHANGE")]
+        lines = [("SLUG", "BASE URL", "ACCESS", "STATE", "TARGETS", "LAST CHANGE")]
         lines += [
-            (row.slug, row.base_url, row.access, "live" if row.enabled else "off", _local(row.changed_at))
+            (
+                row.slug,
+                row.base_url,
+                row.access,
+                "live" if row.enabled else "off",
+                targets.count(row),
+                _local(row.changed_at),
+            )
             for row in rows
         ]
         if len(lines) == 1:
@@ -227,6 +293,7 @@ class Command(AuthoredCommand):
             return
         lines = [("slug", row.slug), ("relay_path", row.relay_path)]
         lines += [(field, _in_words(field, value)) for field, value in _values(row).items()]
+        lines += [("target", line) for line in targets.lines(row)]
         for rule in row.header_rules.all():
             value = "" if rule.action == "remove" else f": {HIDDEN}"
             lines.append(("header rule", f"{rule.side} {rule.action} {rule.name}{value}"))
@@ -258,25 +325,40 @@ class Command(AuthoredCommand):
 
     def check_upstream(self, *, slug: str, path: str, as_json: bool, **_: Any) -> None:
         row = find_one(slug)
+        places = [loader.TargetRow(*values) for values in row.targets.values_list(*loader.TargetRow._fields)]
+        shown = credentials.rows_of(row, kind=CredentialKind.CERTIFICATE)
         try:
-            upstream = loader.snapshot_of(row, shown=credentials.rows_of(row, kind=CredentialKind.CERTIFICATE))
+            upstream = loader.snapshot_of(row, shown=shown, targets=places)
         except loader.RowUnreadable as problem:
             raise CommandError(f"{slug} cannot be used: {problem}. Save it anew.") from None
-        target = _target(path, upstream.base_prefix) if path else upstream.bare_target
-        steps = asyncio.run(probe(upstream, target=target))
-        ok = steps[-1].succeeded
+        if not upstream.targets:
+            raise CommandError(f"{slug} does not work: all of its targets are switched off.")
+        asked = _request_target(path, upstream.base_prefix) if path else upstream.bare_target
+        probed = {target.name: steps for target, steps in asyncio.run(probe_all(upstream, path=asked))}
         if as_json:
-            self._print_json({"slug": slug, "ok": ok, "steps": [_step_document(step) for step in steps]})
+            self._print_json(_report(slug, probed))
         else:
             print_table(
                 self.stdout,
                 [
-                    (step.name, "ok" if step.succeeded else "FAILED", f"{step.milliseconds:.1f} ms", step.detail)
+                    (
+                        *([name] if len(probed) > 1 else []),
+                        step.name,
+                        "ok" if step.succeeded else "FAILED",
+                        f"{step.milliseconds:.1f} ms",
+                        step.detail,
+                    )
+                    for name, steps in probed.items()
                     for step in steps
                 ],
             )
-        if not ok:
-            raise CommandError(f"{slug} does not work: {steps[-1].name} failed.")
+        failed = [
+            f"{steps[-1].name} failed{f' at {name}' if len(probed) > 1 else ''}"
+            for name, steps in probed.items()
+            if not steps[-1].succeeded
+        ]
+        if failed:
+            raise CommandError(f"{slug} does not work: {', '.join(failed)}.")
 
     def _print_json(self, value: Any) -> None:
         self.stdout.write(json.dumps(value, indent=2, ensure_ascii=False))
@@ -297,6 +379,7 @@ def document(row: Upstream) -> dict[str, Any]:
         "slug": row.slug,
         "relay_path": row.relay_path,
         **_values(row),
+        "targets": targets.documents(row),
         "header_rules": [
             {"side": rule.side, "action": rule.action, "name": rule.name} for rule in row.header_rules.all()
         ],
@@ -331,6 +414,16 @@ def _in_words(field: str, value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "" if value is None else str(value)
+
+
+def _report(slug: str, probed: Mapping[str, list[Step]]) -> dict[str, Any]:
+    """`steps` where there is one target, and `targets` with the steps of each where there are several."""
+    reports = [
+        {"target": name, "ok": steps[-1].succeeded, "steps": [_step_document(step) for step in steps]}
+        for name, steps in probed.items()
+    ]
+    found = {"steps": reports[0]["steps"]} if len(reports) == 1 else {"targets": reports}
+    return {"slug": slug, "ok": all(report["ok"] for report in reports), **found}
 
 
 def _step_document(step: Step) -> dict[str, Any]:
@@ -421,7 +514,7 @@ def _save_rules(row: Upstream, rules: Iterable[HeaderRule]) -> None:
             raise CommandError("\n".join(f"--header {line}" for line in sentences(problem))) from None
 
 
-def _target(path: str, base_prefix: bytes) -> bytes:
+def _request_target(path: str, base_prefix: bytes) -> bytes:
     before, _, query = path.partition("?")
     try:
         raw = before.encode("ascii")
@@ -434,17 +527,6 @@ def _target(path: str, base_prefix: bytes) -> bytes:
             "--path: begin it with /, percent-encode what is not ASCII, and leave out dot segments and fragments."
         ) from None
     return join_target(base_prefix + raw, raw_query or None)
-
-
-def sentences(problem: ValidationError) -> list[str]:
-    """One line for each thing that is wrong, with its field."""
-    if not hasattr(problem, "error_dict"):
-        return problem.messages
-    return [
-        message if field == NON_FIELD_ERRORS else f"{field}: {message}"
-        for field, messages in problem.message_dict.items()
-        for message in messages
-    ]
 
 
 def _local(moment: Any) -> str:
