@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable
 
 from relay.serving import hangup
 from relay.serving.asgi import Receive
+from relay.upstreams import backlog
 
 WatchDisconnect = Callable[[Callable[[], None] | None], None]
 
@@ -37,6 +38,7 @@ class Inbound:
 
     __slots__ = (
         "_gone",
+        "_handed",
         "_on_gone",
         "_queue",
         "_reader",
@@ -61,6 +63,7 @@ class Inbound:
         self._watch_disconnect = watch_disconnect
         self._queue: deque[bytes] = deque()
         self._waiting = 0
+        self._handed = 0
         self._reader: asyncio.Task[None] | None = None
         self._start: asyncio.TimerHandle | None = None
         self._wakeup: asyncio.Future[None] | None = None
@@ -103,10 +106,11 @@ class Inbound:
             if chunk := message.get("body"):
                 self._queue.append(chunk)
                 self._waiting += len(chunk) + PIECE_BYTES
+                backlog.count(len(chunk) + PIECE_BYTES)
             if not message.get("more_body"):
                 self.complete = True
             self._wake()
-            while self._waiting >= READ_AHEAD_BYTES:
+            while self._waiting >= READ_AHEAD_BYTES or (self._waiting and not backlog.is_ample()):
                 loop = asyncio.get_running_loop()
                 self._room = loop.create_future()
                 look = loop.call_later(hangup.LOOK_SECONDS, self._look, self._room)
@@ -145,14 +149,14 @@ class Inbound:
         """
         if self._reader is None and not self.complete:
             self.open()
+        self._passed_on()
         queue = self._queue
         while True:
             if queue:
                 chunk = queue.popleft()
-                self._waiting -= len(chunk) + PIECE_BYTES
-                if self._room is not None and not self._room.done():
-                    self._room.set_result(None)
+                self._handed = len(chunk) + PIECE_BYTES
                 yield chunk
+                self._passed_on()
             elif self.complete:
                 return
             elif self._gone:
@@ -186,6 +190,20 @@ class Inbound:
             self._reader.cancel()
             self._reader = None
         self._queue.clear()
+        self._let_go(self._waiting)
+
+    def _passed_on(self) -> None:
+        """Who asks for the next piece has done with the last, and so has who asks in another's place."""
+        size, self._handed = self._handed, 0
+        self._let_go(size)
+        if size and self._room is not None and not self._room.done():
+            self._room.set_result(None)
+
+    def _let_go(self, size: int) -> None:
+        """After `close` nothing is held, whatever is still passed on."""
+        size = min(size, self._waiting)
+        self._waiting -= size
+        backlog.count(-size)
 
 
 def _nobody() -> None:

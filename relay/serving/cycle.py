@@ -21,6 +21,7 @@ from uvicorn.protocols.http.httptools_impl import HEADER_RE, STATUS_LINE
 from uvicorn.protocols.utils import get_client_addr, get_path_with_query_string
 
 from relay.serving.asgi import DISCONNECT, EARLY_HINT, TRAILERS, Application, Message, Scope
+from relay.upstreams import backlog
 
 if TYPE_CHECKING:
     from relay.serving.protocol import RelayProtocol
@@ -186,7 +187,8 @@ class RelayCycle:
         if self.waiting_for_100_continue and not self.transport.is_closing():
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             self.waiting_for_100_continue = False
-        if self.flow.read_paused and not self._is_over() and (protocol := self._protocol) is not None:
+        if self.flow.read_paused and not (self._pieces or self._is_over()) and (protocol := self._protocol) is not None:
+            # Not before what there is was taken: of a large body one read at a time is held here.
             protocol.read_on()
         while not (self._news or self._is_over()):
             # Made only for who waits: most requests are answered without.
@@ -228,6 +230,9 @@ class RelayCycle:
             self._trail(message)
         elif kind == "http.response.body":
             self._continue(message)
+            if self.flow.write_paused and not (backlog.is_ample() or self._is_over()):
+                # Who sends the next piece only makes it when this one has left: slower, and holds one less.
+                await self.flow.drain()
         elif kind != EARLY_HINT:  # which may come at any time, and is too late now
             raise RuntimeError(f"Expected ASGI message 'http.response.body', but got '{kind}'.")
 

@@ -44,7 +44,9 @@ from relay.errors import (
 from relay.serving import door, status
 from relay.serving.asgi import DISCONNECT, EARLY_HINT, SENT_TARGET, TRAILERS
 from relay.serving.cycle import RelayCycle
+from relay.upstreams import backlog
 from relay.upstreams.connection import reset
+from relay.upstreams.intake import Intake
 
 LONGEST_METHOD = 64
 KNOWN_METHODS = frozenset(
@@ -67,6 +69,9 @@ BETWEEN, HEAD, BODY = range(3)
 
 MOST_WAITING = 32
 """Pipelined requests of a connection that wait for those before them."""
+
+WRITE_BUFFER_BYTES = 32 * 1024
+"""Bound of what waits in the transport before an answer's next piece is asked for. One piece may go over it."""
 
 LINGER_SECONDS = 1.0
 """How long an idle connection stays open for a last request when another worker has this one's place."""
@@ -91,6 +96,8 @@ class RelayProtocol(HttpToolsProtocol):
         self._length: int | None = None
         """Content-Length of the body being read, -1 without one; None until somebody asked."""
         self._body_bytes = 0
+        self._reads_small = False
+        """An `Intake` reads for it: reads are small while bodies hold much."""
         self._upgrading = False
         self._declined: bytes | None = None
         """The framing of the body that follows the head of an upgrade that was declined."""
@@ -120,6 +127,7 @@ class RelayProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
+        transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
         self._descriptor = transport.get_extra_info("socket").fileno()
         refusal = self._door.enter(self._peer, connections=len(self.connections), descriptor=self._descriptor)
         if refusal is None:
@@ -424,6 +432,10 @@ class RelayProtocol(HttpToolsProtocol):
         if cycle.response_complete:
             # The rest of it has the keep-alive time, which began with the answer's end: nobody drips for ever.
             return
+        if not self._reads_small:
+            backlog.watch(self)
+        if not backlog.is_ample():
+            self.flow.pause_reading()
         if cycle.take_body(body) > HIGH_WATER_LIMIT:
             self.flow.pause_reading()
 
@@ -490,8 +502,19 @@ class RelayProtocol(HttpToolsProtocol):
         if not (self._start and self.pipeline):
             self.flow.resume_reading()
 
+    def read_small(self) -> None:
+        """From the next read on, read no more at once than bodies leave room for. For `backlog`."""
+        self._reads_small = True
+        if not self.transport.is_closing():
+            self.transport.set_protocol(Intake(self))
+            if not self.flow.read_paused:
+                # uvloop asks a protocol how it reads when reading begins.
+                self.transport.pause_reading()
+                self.transport.resume_reading()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self.connections.discard(self)
+        backlog.forget(self)
         if self._entered:
             self._door.leave(self._peer)
         if self._lingering:

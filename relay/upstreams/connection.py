@@ -1,9 +1,9 @@
-"""One connection to an upstream: an `asyncio.Protocol` that carries one exchange at a time, and knows how it stands.
+"""One connection to an upstream: an `asyncio` protocol that carries one exchange at a time, and knows how it stands.
 
 Theory of operation. `begin` writes a request's head and names the `Wire` that is told of everything that comes back:
 `answers` reads the bytes, `states` says what may happen. A small queue lies between the socket and whoever reads the
-answer; above `READ_BUFFER_BYTES` reading pauses, so a slow caller slows the upstream. Body pieces are passed on as they
-came from the socket. Towards the upstream the transport's own buffer is the bound: `send` waits while it is full.
+answer; above `READ_BUFFER_BYTES` reading pauses, so a slow caller slows the upstream. How much is read at once is
+`backlog`'s. Towards the upstream the transport's own buffer is the bound: `send` waits while it is full.
 
 Time is watched by `Silence`, which stays with the connection from exchange to exchange and costs no timer for each. It
 fails the wire with an exception; nothing is cancelled. Closing is synchronous, so that nothing can interrupt it. A
@@ -25,8 +25,9 @@ from typing import TYPE_CHECKING
 
 import httpx
 
-from relay.upstreams import faults
+from relay.upstreams import backlog, faults
 from relay.upstreams.answers import AnswerReader, Framing
+from relay.upstreams.intake import Intake
 from relay.upstreams.silence import Silence
 from relay.upstreams.states import Event, Standing, Theirs
 
@@ -141,6 +142,16 @@ class Connection(asyncio.Protocol):
             self._is_reading = False
             self.transport.pause_reading()
 
+    def read_small(self) -> None:
+        """From the next read on, read no more at once than bodies leave room for. For `backlog`."""
+        transport = self.transport
+        if transport is not None and not self.is_lost:
+            transport.set_protocol(Intake(self))
+            if self._is_reading:
+                # uvloop asks a protocol how it reads when reading begins.
+                transport.pause_reading()
+                transport.resume_reading()
+
     def resume(self) -> None:
         if not self._is_reading and self.transport is not None and not self.is_lost:
             self._is_reading = True
@@ -198,6 +209,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport  # type: ignore[assignment]  # dialers make stream transports
         self.transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)  # type: ignore[union-attr]
+        backlog.watch(self)
 
     def data_received(self, data: bytes) -> None:
         wire = self.wire
@@ -225,6 +237,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: BaseException | None) -> None:
         # What was sent is counted on no more: `send` fails from here on, also for whoever waits in it.
         self.is_lost = True
+        backlog.forget(self)
         wire = self.wire
         if wire is not None and exc is not None and wire.sends_body:
             self._hear_last_words()

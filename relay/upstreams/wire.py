@@ -18,7 +18,7 @@ import httpx
 
 from relay.catalog import Upstream
 from relay.rules.headers import Pairs
-from relay.upstreams import faults
+from relay.upstreams import backlog, faults
 from relay.upstreams.connection import Connection
 from relay.upstreams.duplex import DuplexStream
 from relay.upstreams.messages import SeamResponse
@@ -26,7 +26,8 @@ from relay.upstreams.pace import UploadPace
 from relay.upstreams.states import Event
 
 READ_BUFFER_BYTES = 256 * 1024
-"""Bound of what was received and not taken yet; above it reading pauses. One read may go over it."""
+"""Bound of what was received and not taken yet; above it reading pauses. One read may go over it. Less when all answers
+together hold much: `backlog`."""
 PIECE_BYTES = 64
 """What a piece costs beside its bytes, so that tiny ones are bounded too."""
 JOINED_BYTES = 64 * 1024
@@ -47,6 +48,7 @@ class Wire(httpx.AsyncByteStream, httpx.SyncByteStream):
         "_connection",
         "_ended",
         "_go_ahead",
+        "_handed",
         "_held",
         "_interim",
         "_loop",
@@ -80,6 +82,8 @@ class Wire(httpx.AsyncByteStream, httpx.SyncByteStream):
         self._loop = connection._loop
         self._queue: deque[bytes] = deque()
         self._held = 0
+        self._handed = 0
+        """What the piece weighs that the reader was given last."""
         self._status = 0
         self._pairs: Pairs = []
         self._ended = False
@@ -142,8 +146,10 @@ class Wire(httpx.AsyncByteStream, httpx.SyncByteStream):
 
     def on_piece(self, piece: bytes) -> None:
         self._queue.append(piece)
-        self._held += len(piece) + PIECE_BYTES
-        if self._held > READ_BUFFER_BYTES and self._connection is not None:
+        size = len(piece) + PIECE_BYTES
+        self._held += size
+        backlog.count(size)
+        if self._connection is not None and (self._held > READ_BUFFER_BYTES or not backlog.is_ample()):
             self._connection.pause()
         if self._waiter is not None:
             self._wake()
@@ -271,7 +277,10 @@ class Wire(httpx.AsyncByteStream, httpx.SyncByteStream):
         self.close()
 
     async def read(self) -> bytes:
-        """What has come, as soon as something has; empty at the end. Raises what made it fail."""
+        """What has come, as soon as something has; empty at the end. Raises what made it fail. Who asks for the next
+        piece has done with the one before."""
+        backlog.count(-self._handed)
+        self._handed = 0
         idle = self.upstream.idle_timeout_seconds
         while not self._queue:
             if self._problem is not None:
@@ -279,6 +288,7 @@ class Wire(httpx.AsyncByteStream, httpx.SyncByteStream):
             if self._ended:
                 return b""
             if self._connection is not None:
+                self._connection.resume()
                 self._connection.silence.watch(idle, httpx.ReadTimeout)
             try:
                 await self._change()
@@ -292,6 +302,7 @@ class Wire(httpx.AsyncByteStream, httpx.SyncByteStream):
     def _take(self) -> bytes:
         """The next piece; small ones that lie waiting are joined."""
         queue = self._queue
+        before = self._held
         piece = queue.popleft()
         self._held -= len(piece) + PIECE_BYTES
         if queue and len(piece) < JOINED_BYTES:
@@ -302,8 +313,12 @@ class Wire(httpx.AsyncByteStream, httpx.SyncByteStream):
                 size += len(piece)
                 self._held -= len(piece) + PIECE_BYTES
             piece = b"".join(pieces)
-        if self._held <= READ_BUFFER_BYTES // 2 and self._connection is not None:
-            self._connection.resume()
+        self._handed = before - self._held
+        if self._connection is not None:
+            if not backlog.is_ample():
+                self._connection.pause()
+            elif self._held <= READ_BUFFER_BYTES // 2:
+                self._connection.resume()
         return piece
 
     async def aclose(self) -> None:
@@ -321,6 +336,8 @@ class Wire(httpx.AsyncByteStream, httpx.SyncByteStream):
         if self._problem is None and (self._queue or not self._ended):
             self._problem = httpx.ReadError("the stream was closed")
         self._queue.clear()
+        backlog.count(-self._held - self._handed)
+        self._held = self._handed = 0
         self._wake()
         on_closed, self.on_closed = self.on_closed, None
         if on_closed is not None:

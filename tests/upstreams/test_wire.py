@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from relay.upstreams import faults
+from relay.upstreams import backlog, faults
 from relay.upstreams import wire as wire_room
 from relay.upstreams.connection import WRITE_BUFFER_BYTES, Connection
 from relay.upstreams.transport import PooledTransport
@@ -271,6 +271,27 @@ async def test_a_reader_that_does_not_read_stops_the_upstream() -> None:
         assert seen == total
         assert most <= READ_BUFFER_BYTES + ONE_READ_BYTES + 2 * wire_room.PIECE_BYTES
         assert await is_reused(seam, origin)
+
+
+async def test_once_all_hold_much_each_holds_one_small_read_and_gets_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("relay.upstreams.backlog.AMPLE_BYTES", -1)
+    before = backlog.held_bytes()
+    async with narrow() as (origin, seam):
+        total = 4 * 1024 * 1024
+        origin.otherwise(counted(total))
+        responses = [await seam.ask() for _ in range(3)]
+        bound = backlog.SMALL_READ_BYTES + 2 * wire_room.PIECE_BYTES
+        for exchange in origin.exchanges:
+            await until_still(lambda exchange=exchange: exchange.sent)  # type: ignore[misc]
+        assert 0 < backlog.held_bytes() - before <= len(responses) * bound
+        seen = 0
+        async for piece in wire_of(responses[0]):
+            assert wire_of(responses[0])._held + len(piece) <= bound
+            seen += len(piece)
+        assert seen == total
+        for response in responses:
+            wire_of(response).close()
+        assert backlog.held_bytes() == before
 
 
 async def test_tiny_chunks_are_counted_with_what_they_cost() -> None:
