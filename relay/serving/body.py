@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import deque
 from collections.abc import AsyncIterator, Callable
 
 from relay.serving import hangup
@@ -61,7 +60,8 @@ class Inbound:
         self._receive = receive
         self._on_gone = on_gone
         self._watch_disconnect = watch_disconnect
-        self._queue: deque[bytes] = deque()
+        self._queue: list[bytes] = []
+        """Its bound makes it short, so that taking the first costs little. An empty deque would take 760 bytes."""
         self._waiting = 0
         self._handed = 0
         self._reader: asyncio.Task[None] | None = None
@@ -153,7 +153,7 @@ class Inbound:
         queue = self._queue
         while True:
             if queue:
-                chunk = queue.popleft()
+                chunk = queue.pop(0)
                 self._handed = len(chunk) + PIECE_BYTES
                 yield chunk
                 self._passed_on()

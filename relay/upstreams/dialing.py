@@ -30,6 +30,7 @@ import time
 import weakref
 from base64 import b64encode
 from collections.abc import Callable, Sequence
+from time import perf_counter
 from typing import Any, TypeVar, cast
 
 import aiohappyeyeballs
@@ -249,8 +250,7 @@ class _Attempt:
     def __init__(self, phases: faults.Phases) -> None:
         self.phase: faults.Phase = "dns"
         self._phases = phases
-        self._loop = asyncio.get_running_loop()
-        self._entered = self._loop.time()
+        self._entered = perf_counter()
         self._transport: asyncio.Transport | None = None
         """TCP's. All layers go with it."""
 
@@ -260,7 +260,7 @@ class _Attempt:
 
     def end_phase(self) -> None:
         """What the phase took is noted."""
-        now = self._loop.time()
+        now = perf_counter()
         self._phases[self.phase] = self._phases.get(self.phase, 0.0) + now - self._entered
         self._entered = now
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable
+from time import perf_counter
 
 import httpx
 
@@ -217,13 +218,13 @@ class Pool:
         """A new connection, or the first that comes free. The connect time-out is for waiting and making it alike."""
         if self._is_aborted:
             raise _aborted()
-        began = self._loop.time()
-        deadline = began + self.upstream.connect_timeout_seconds
+        deadline = self._loop.time() + self.upstream.connect_timeout_seconds
         if self._open >= self.upstream.max_connections or self._waiters:
+            began = perf_counter()
             try:
                 connection = await self._wait(deadline)
             finally:
-                phases["pool"] = phases.get("pool", 0.0) + self._loop.time() - began
+                phases["pool"] = phases.get("pool", 0.0) + perf_counter() - began
             if connection is not None:
                 return connection
         else:
