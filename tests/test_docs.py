@@ -35,11 +35,11 @@ from relay.models import HeaderRule, Target, Upstream
 from relay.observing import access_log, descriptors, metrics
 from relay.observing.families import Family
 from relay.rules import addresses, headers
-from relay.upstreams import budgets, bulkheads, targets, transport
+from relay.upstreams import budgets, bulkheads, health, targets, transport
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
-METRIC_ROOMS = (access_log, budgets, bulkheads, descriptors, metrics, targets, transport, watcher)
+METRIC_ROOMS = (access_log, budgets, bulkheads, descriptors, health, metrics, targets, transport, watcher)
 TOP_PAGES = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")]
 PAGES = [*TOP_PAGES, *sorted(DOCS.glob("*.md"))]
 OWN_COMMANDS = ("audit", "credentials", "first_run", "keys", "mfa", "secrets", "serve", "signing", "upstreams")

@@ -233,7 +233,7 @@ class Exchange:
         seat = self._seat
         if seat is not None:
             self._tried += (seat.index,)
-            if not isinstance(problem, _NOT_THE_TARGETS):
+            if not isinstance(problem, faults.SAYS_NOTHING):
                 seat.settle(succeeded=False)
             self._give_up_seat()
 
@@ -305,15 +305,7 @@ def _announced_bytes(pairs: list[tuple[bytes, bytes]]) -> int:
 
 _UNAVAILABLE = frozenset({502, 503, 504})
 """Statuses with which a target says that it cannot answer."""
-_NOT_THE_TARGETS = (
-    faults.CallerStalled,
-    faults.ConnectionsClosed,
-    faults.OutOfFiles,
-    httpx.PoolTimeout,
-    httpx.LocalProtocolError,
-)
-"""What says nothing about the target."""
-_FINAL = (faults.HeadTimeout, *_NOT_THE_TARGETS)
+_FINAL = (faults.HeadTimeout, *faults.SAYS_NOTHING)
 """What is not tried again: a target that is slow may be at work on it."""
 _PASSING = (faults.PortClosed, faults.HungUp)
 """What may be over a moment later at the same target: it starts anew."""

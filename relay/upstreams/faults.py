@@ -88,3 +88,7 @@ class CallerStalled(httpx.WriteTimeout):
 
 class UploadTooSlow(CallerStalled):
     """The caller sends its request body below the rate that the upstream asks for."""
+
+
+SAYS_NOTHING = (CallerStalled, ConnectionsClosed, OutOfFiles, httpx.PoolTimeout, httpx.LocalProtocolError)
+"""What says nothing about the target: its cause is the caller, or the relay."""

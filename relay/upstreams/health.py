@@ -58,9 +58,6 @@ HEALTHY = Family(
     "relay_target_healthy", "gauge", "Whether a target is healthy, as its checks say.", ("upstream", "target")
 )
 
-_SAYS_NOTHING = (faults.OutOfFiles, httpx.PoolTimeout, httpx.LocalProtocolError)
-"""Failures of ours, not of the target."""
-
 Key = tuple[str, str]
 """An upstream's slug and a target's name."""
 
@@ -348,7 +345,7 @@ async def _ask(upstream: Upstream, target: Target, check: Check) -> str | None:
             return ""
     except TimeoutError:
         return f"no answer within {check.timeout_seconds:g} s"
-    except _SAYS_NOTHING:
+    except faults.SAYS_NOTHING:
         return None
     except httpx.HTTPError as problem:
         return str(problem) or type(problem).__name__
