@@ -13,11 +13,13 @@ import pytest
 import trustme
 from django.core.management import CommandError, call_command
 from django.db import connections
+from django.test import override_settings
 from django.utils import timezone
 
 from relay.management.commands.upstreams import FIELDS
 from relay.models import Change, Credential, HeaderRule, Target, Upstream
 from relay.models.usage import add_counts
+from relay.upstreams import health
 from tests.origin import Origin, refusing_port, reply
 
 pytestmark = pytest.mark.django_db
@@ -297,6 +299,26 @@ def test_show_tells_what_report_only_let_pass() -> None:
     assert (shown["report_only"], shown["would_refuse"]) == (True, {"key-required": 132})
     run("set", "a", "--set", "report_only=false")
     assert "132 requests" in run("show", "a")[0], "what was counted is told after it is switched off, too"
+
+
+def test_show_tells_what_active_checks_found(tmp_path: Path) -> None:
+    run("add", "a", "https://a.example.com")
+    assert "health  " not in run("show", "a")[0], "nothing is checked"
+    assert run_json("show", "a")["unhealthy"] is None
+    run("set", "a", "--set", "check_path=/healthz")
+    with override_settings(RELAY_STORE_FOLDER=tmp_path):
+        assert "not known: no relay of this machine is checking" in run("show", "a")[0]
+        found: list[list[object]] = [["b", "b.example.com:443", "status 500", 0]]
+        for line in (None, ["a", "a.example.com:443", "status 503", 1_700_000_000]):
+            found += [line] if line else []
+            (tmp_path / "health").write_text(json.dumps({"format": health.FORMAT, "unhealthy": found}))
+            told = run("show", "a")[0]
+            assert ("all targets are healthy" in told) is (line is None)
+            assert "b.example.com" not in told
+        assert "a.example.com:443 is unhealthy since 2023-11-14T22:13:20+00:00 (status 503)" in told
+        assert run_json("show", "a")["unhealthy"] == [
+            {"target": "a.example.com:443", "reason": "status 503", "since": "2023-11-14T22:13:20+00:00"}
+        ]
 
 
 # Targets

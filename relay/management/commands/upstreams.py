@@ -12,6 +12,7 @@ import re
 import sys
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from django.core.management.base import CommandError, OutputWrapper
 from django.db import Error, models, transaction
 from django.utils import timezone
 
+from relay import conf
 from relay.catalog import credentials, loader
 from relay.errors import PathRefused
 from relay.management import targets
@@ -28,6 +30,7 @@ from relay.management.problems import sentences
 from relay.models import Access, CredentialKind, HeaderRule, Upstream, usage
 from relay.rules.paths import check_path, join_target
 from relay.rules.urls import parse_proxy_url
+from relay.upstreams import health
 from relay.upstreams.probe import Step, probe_all
 
 FIELDS = (
@@ -288,12 +291,15 @@ class Command(AuthoredCommand):
     def show(self, *, slug: str, as_json: bool, **_: Any) -> None:
         row = find_one(slug)
         counts = usage.would_refuse(row)
+        unhealthy = _unhealthy_targets(row)
         if as_json:
-            self._print_json(document(row) | {"would_refuse": counts})
+            self._print_json(document(row) | {"would_refuse": counts, "unhealthy": unhealthy})
             return
         lines = [("slug", row.slug), ("relay_path", row.relay_path)]
         lines += [(field, _in_words(field, value)) for field, value in _values(row).items()]
         lines += [("target", line) for line in targets.lines(row)]
+        if row.check_path:
+            lines.append(("health", _health_in_words(unhealthy)))
         for rule in row.header_rules.all():
             value = "" if rule.action == "remove" else f": {HIDDEN}"
             lines.append(("header rule", f"{rule.side} {rule.action} {rule.name}{value}"))
@@ -434,6 +440,30 @@ def _step_document(step: Step) -> dict[str, Any]:
         "detail": step.detail,
         **step.facts,
     }
+
+
+def _unhealthy_targets(row: Upstream) -> list[dict[str, Any]] | None:
+    """As the checks of this machine say; None where nobody checks."""
+    folder = conf.current().store_folder
+    found = health.report(folder) if folder is not None and row.check_path else None
+    if found is None:
+        return None
+    return [
+        {
+            "target": name,
+            "reason": finding.reason,
+            "since": datetime.fromtimestamp(finding.since, UTC).isoformat(timespec="seconds"),
+        }
+        for (slug, name), finding in sorted(found.items())
+        if slug == row.slug
+    ]
+
+
+def _health_in_words(unhealthy: list[dict[str, Any]] | None) -> str:
+    if unhealthy is None:
+        return "not known: no relay of this machine is checking"
+    told = [f"{one['target']} is unhealthy since {one['since']} ({one['reason']})" for one in unhealthy]
+    return "; ".join(told) or "all targets are healthy"
 
 
 def find_one(slug: str) -> Upstream:
