@@ -1,10 +1,11 @@
 """Active checks: asks targets how they are, once for all workers of a machine, and tells the verdicts to each of them.
 
 Theory of operation. Whoever holds the lock in the data folder leads: it checks every target of every upstream that has
-a check (`relay.rules.health`), and writes the unhealthy ones to a file. The others read that file whenever it has
-changed, which they look at after each poll of the catalog, and try for the lock: the system gives it free with the
-process that held it. So checks arrive once an interval, whatever the number of workers, and verdicts outlive the worker
-that came to them. Without a folder a worker checks for itself.
+a check (`relay.rules.health`), and writes the unhealthy ones to a file. The others look at that file every
+`LOOK_SECONDS`, and try for the lock: the system gives it free with the process that held it. So checks arrive once an
+interval, whatever the number of workers, and verdicts outlive the worker that came to them. The leader touches the lock
+to say that it is at work; of one that has not for `DOUBTED_SECONDS` nothing is believed. Without a folder a worker
+checks for itself.
 
 One timer stands for all checks, at the moment of the next; at most `MAX_CHECKS` are under way, and those that are due
 beyond it wait. A check goes out through the pool of its target, by its upstream's rules, TLS and guard, and shows no
@@ -18,12 +19,14 @@ import asyncio
 import fcntl
 import json
 import logging
+import math
 import os
 import random
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -31,6 +34,7 @@ import httpx
 
 from relay import conf
 from relay.catalog import Snapshot, Target, Upstream
+from relay.observing.episodes import Episode
 from relay.observing.families import Family, Sample
 from relay.observing.metrics import metrics
 from relay.rules.health import Check, Verdict
@@ -47,15 +51,22 @@ MOST_READ_BYTES = 64 * 1024
 """Of an answer's body."""
 JITTER = 0.1
 """Of the interval, either way: what began together does not stay together."""
-CONFIRM_SECONDS = 5.0
-"""How often the leader touches the file, which tells that it is at work."""
+LOOK_SECONDS = 1.0
+"""How often a worker looks at what the leader says, or says that it leads."""
 DOUBTED_SECONDS = 30.0
-"""A file that was not touched for so long says nothing."""
+"""A leader that was not heard of for so long is not believed."""
 FORMAT = 1
+
+_LOCK = "health-lock"
+_VERDICTS = "health"
 
 CHECKS = Family("relay_health_checks_total", "counter", "Active checks of targets.", ("upstream", "outcome"))
 HEALTHY = Family(
-    "relay_target_healthy", "gauge", "Whether a target is healthy, as its checks say.", ("upstream", "target")
+    "relay_target_healthy",
+    "gauge",
+    "Whether a target is healthy, as its checks say.",
+    ("upstream", "target"),
+    merge="min",
 )
 
 Key = tuple[str, str]
@@ -71,11 +82,8 @@ class Finding(NamedTuple):
 
 def report(folder: Path) -> dict[Key, Finding] | None:
     """The unhealthy targets, as the leader of this machine found them; None when nobody is checking."""
-    path = folder / "health"
     try:
-        if time.time() - path.stat().st_mtime > DOUBTED_SECONDS:
-            return None
-        return _read(path)
+        return _read(folder / _VERDICTS) if _is_led(folder) else None
     except (OSError, ValueError):
         return None
 
@@ -83,16 +91,20 @@ def report(folder: Path) -> dict[Key, Finding] | None:
 class _Job:
     """One target that is checked."""
 
-    __slots__ = ("check", "is_running", "key", "reason", "since", "target", "upstream", "verdict")
+    __slots__ = ("check", "due", "key", "reason", "since", "target", "upstream", "verdict")
 
     def __init__(self, upstream: Upstream, target: Target, finding: Finding | None) -> None:
         self.key = (upstream.slug, target.name)
+        self.verdict = Verdict(is_healthy=finding is None)
+        self.reason, self.since = finding or ("", 0.0)
+        self.due = math.inf
+        """On the loop's clock; infinite while it is being checked."""
+        self.follow(upstream, target)
+
+    def follow(self, upstream: Upstream, target: Target) -> None:
         self.upstream = upstream
         self.target = target
         self.check = cast(Check, upstream.check)
-        self.verdict = Verdict(is_healthy=finding is None)
-        self.reason, self.since = finding or ("", 0.0)
-        self.is_running = False
 
 
 class Checker:
@@ -103,22 +115,28 @@ class Checker:
         self._folder = folder
         self._draw = draw
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="relay-health")
+        self._trouble = Episode(
+            logger,
+            f"What checks of targets find cannot be shared in {folder}",
+            "What checks of targets find is shared again",
+        )
         self._lock: int | None = None
+        self._newest: Snapshot | None = None
         self._snapshot: Snapshot | None = None
+        """What the jobs were made from."""
         self._jobs: dict[Key, _Job] = {}
         self._due: list[tuple[float, int, _Job]] = []
-        """A heap of moments on the loop's clock. Jobs that are there no more are left out when their turn comes."""
+        """A heap of moments. Only the one that its job has for due counts."""
         self._number = 0
-        self._waiting: list[_Job] = []
+        self._waiting: deque[_Job] = deque()
         """Due, and more than may be under way."""
         self._running: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
+        self._looking = self._loop.call_later(LOOK_SECONDS, self._look_again)
         self._writing: asyncio.Future[None] | None = None
         self._has_news = False
-        self._confirm_at = 0.0
         self._seen: tuple[int, int] | None = None
-        self._failing = False
         self._found: Mapping[Key, Finding] = {}
         """What the file said last."""
         self._counts: dict[Key, int] = {}
@@ -130,71 +148,99 @@ class Checker:
 
     def follow(self, snapshot: Snapshot) -> None:
         """After each poll of the catalog, with the snapshot in force."""
-        if not self.leads and snapshot.has_checks:
-            self._try_to_lead()
-        if not self.leads:
-            self._hear()
-            return
-        if snapshot is not self._snapshot:
-            self._snapshot = snapshot
-            self._take_up(snapshot)
-        if self._jobs and self._loop.time() >= self._confirm_at:
-            self._has_news = True
-        self._write_news()
+        self._newest = snapshot
+        self._look()
 
     async def stop(self) -> None:
-        """No check is under way afterwards, and another worker may lead."""
-        self._jobs.clear()
-        self._waiting.clear()
-        self._due.clear()
+        """No check is under way afterwards, all that was found is written, and another worker may lead."""
+        self._looking.cancel()
         if self._timer is not None:
             self._timer.cancel()
         running = list(self._running)
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
+        while self._writing is not None:
+            await asyncio.wait([self._writing])
+        self._jobs.clear()
+        self._waiting.clear()
+        self._due.clear()
         self._thread.shutdown(wait=False)
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        self._give_up_lead()
 
     # Who checks.
 
-    def _try_to_lead(self) -> None:
-        folder = cast(Path, self._folder)
-        try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            descriptor = os.open(folder / "health-lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as problem:
-            self._failed(problem)
+    def _look_again(self) -> None:
+        self._looking = self._loop.call_later(LOOK_SECONDS, self._look_again)
+        self._look()
+
+    def _look(self) -> None:
+        snapshot = self._newest
+        if snapshot is None:
             return
+        if self._folder is not None:
+            with self._trouble.told():
+                self._settle_who_leads(self._folder, wants_to=snapshot.has_checks)
+        if self.leads:
+            if snapshot is not self._snapshot:
+                self._snapshot = snapshot
+                self._take_up(snapshot)
+            self._write_news()
+
+    def _settle_who_leads(self, folder: Path, *, wants_to: bool) -> None:
+        if self._lock is not None:
+            if _is_at(self._lock, folder / _LOCK):
+                os.utime(self._lock)
+                return
+            # The folder was made anew, and with it another lock.
+            self._give_up_lead()
+        # Before it leads: of a leader that is long gone nothing is to be taken over.
+        self._hear(folder)
+        if wants_to:
+            self._try_to_lead(folder)
+
+    def _try_to_lead(self, folder: Path) -> None:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             os.close(descriptor)
+        except BaseException:
+            os.close(descriptor)
+            raise
         else:
             self._lock = descriptor
-            self._hear()
+            self._snapshot = None
+            # What a leader of long ago left is replaced before this one is heard of, which is at the next look.
+            self._has_news = True
 
-    def _hear(self) -> None:
-        """Go by what the leader found, if that is news."""
-        if self._folder is None:
+    def _give_up_lead(self) -> None:
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            os.close(lock)
+
+    def _hear(self, folder: Path) -> None:
+        """Go by what the leader found."""
+        if not _is_led(folder):
+            self._go_by({})
+            self._seen = None
             return
-        path = self._folder / "health"
         try:
-            told = path.stat()
-            seen = (told.st_mtime_ns, told.st_ino)
-            if seen == self._seen:
-                return
-            self._seen = seen
-            found = _read(path)
+            told = (folder / _VERDICTS).stat()
         except FileNotFoundError:
             return
-        except (OSError, ValueError) as problem:
-            self._failed(problem)
-            return
-        targets.unhealthy = frozenset(found)
+        seen = (told.st_mtime_ns, told.st_ino)
+        if seen != self._seen:
+            try:
+                self._go_by(_read(folder / _VERDICTS))
+            except ValueError:
+                logger.error("What checks of targets found cannot be read in %s: it is left as it was.", folder)
+            self._seen = seen
+
+    def _go_by(self, found: Mapping[Key, Finding]) -> None:
         self._found = found
+        targets.unhealthy = frozenset(found)
 
     # What is checked.
 
@@ -203,21 +249,31 @@ class Checker:
         self._jobs = {}
         for upstream in snapshot.checked():
             for target in upstream.targets:
-                key = (upstream.slug, target.name)
-                job = before.get(key)
+                job = before.get((upstream.slug, target.name))
                 if job is None:
-                    job = _Job(upstream, target, self._found.get(key))
+                    job = _Job(upstream, target, self._found.get((upstream.slug, target.name)))
                     # The first ones are spread over the interval: a start is no burst.
                     self._plan(job, job.check.interval_seconds * self._draw())
                 elif job.upstream is not upstream:
-                    job.upstream, job.target, job.check = upstream, target, cast(Check, upstream.check)
-                self._jobs[key] = job
-        self._found = {}
+                    job.follow(upstream, target)
+                    if self._loop.time() + job.check.interval_seconds < job.due < math.inf:
+                        self._plan(job, job.check.interval_seconds * self._draw())
+                self._jobs[job.key] = job
+        slugs = {slug for slug, _ in self._jobs}
+        self._counts = {key: count for key, count in self._counts.items() if key[0] in slugs}
+        if len(self._due) > 2 * len(self._jobs) + MAX_CHECKS:
+            self._due = [entry for entry in self._due if self._counts_still(entry)]
+            heapify(self._due)
         self._publish()
+
+    def _counts_still(self, entry: tuple[float, int, _Job]) -> bool:
+        moment, _, job = entry
+        return job.due == moment and self._jobs.get(job.key) is job
 
     def _plan(self, job: _Job, seconds: float) -> None:
         self._number += 1
-        heappush(self._due, (self._loop.time() + seconds, self._number, job))
+        job.due = self._loop.time() + seconds
+        heappush(self._due, (job.due, self._number, job))
         self._set_timer()
 
     def _set_timer(self) -> None:
@@ -235,18 +291,20 @@ class Checker:
         self._timer = None
         now = self._loop.time()
         while self._due and self._due[0][0] <= now:
-            job = heappop(self._due)[2]
-            if self._jobs.get(job.key) is job:
-                self._waiting.append(job)
+            entry = heappop(self._due)
+            if self._counts_still(entry):
+                entry[2].due = math.inf
+                self._waiting.append(entry[2])
         self._begin_waiting()
         self._set_timer()
 
     def _begin_waiting(self) -> None:
         while self._waiting and len(self._running) < MAX_CHECKS:
-            job = self._waiting.pop(0)
-            task = self._loop.create_task(self._run(job), name=f"relay-check-{job.key[0]}")
-            self._running.add(task)
-            task.add_done_callback(self._ran)
+            job = self._waiting.popleft()
+            if self._jobs.get(job.key) is job:
+                task = self._loop.create_task(self._run(job), name=f"relay-check-{job.key[0]}")
+                self._running.add(task)
+                task.add_done_callback(self._ran)
 
     def _ran(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
@@ -255,19 +313,18 @@ class Checker:
         self._begin_waiting()
 
     async def _run(self, job: _Job) -> None:
-        check = job.check
         try:
-            reason = await _ask(job.upstream, job.target, check)
+            reason = await _ask(job.upstream, job.target, job.check)
             if reason is not None and self._jobs.get(job.key) is job:
-                self._heard(job, reason, check)
+                self._heard(job, reason)
         finally:
             if self._jobs.get(job.key) is job:
-                self._plan(job, check.interval_seconds * (1 + JITTER * (2 * self._draw() - 1)))
+                self._plan(job, job.check.interval_seconds * (1 + JITTER * (2 * self._draw() - 1)))
 
-    def _heard(self, job: _Job, reason: str, check: Check) -> None:
+    def _heard(self, job: _Job, reason: str) -> None:
         count = (job.key[0], "bad" if reason else "good")
         self._counts[count] = self._counts.get(count, 0) + 1
-        if not job.verdict.heard(is_good=not reason, check=check):
+        if not job.verdict.heard(is_good=not reason, check=job.check):
             return
         slug, name = job.key
         if reason:
@@ -281,37 +338,31 @@ class Checker:
     # What is told.
 
     def _publish(self) -> None:
-        targets.unhealthy = frozenset(key for key, job in self._jobs.items() if not job.verdict.is_healthy)
-        self._has_news = True
+        unhealthy = frozenset(key for key, job in self._jobs.items() if not job.verdict.is_healthy)
+        if unhealthy != targets.unhealthy or unhealthy != frozenset(self._found):
+            self._has_news = True
+        targets.unhealthy = unhealthy
 
     def _write_news(self) -> None:
-        if self._folder is None or not self._has_news or self._writing is not None:
+        if self._lock is None or self._folder is None or not self._has_news or self._writing is not None:
             return
         self._has_news = False
-        self._confirm_at = self._loop.time() + CONFIRM_SECONDS
-        found = [[*key, job.reason, job.since] for key, job in self._jobs.items() if not job.verdict.is_healthy]
-        document = json.dumps({"format": FORMAT, "unhealthy": found})
-        self._writing = self._loop.run_in_executor(self._thread, _write, self._folder / "health", document)
+        jobs = (job for job in self._jobs.values() if not job.verdict.is_healthy)
+        self._found = {job.key: Finding(job.reason, job.since) for job in jobs}
+        document = json.dumps(
+            {"format": FORMAT, "unhealthy": [[*key, *finding] for key, finding in self._found.items()]}
+        )
+        self._writing = self._loop.run_in_executor(self._thread, _write, self._folder / _VERDICTS, document)
         self._writing.add_done_callback(self._written)
 
     def _written(self, done: asyncio.Future[None]) -> None:
         self._writing = None
-        if done.cancelled():
-            return
-        problem = done.exception()
+        problem = None if done.cancelled() else done.exception()
         if isinstance(problem, OSError):
-            self._failed(problem)
-        elif self._failing:
-            self._failing = False
-            logger.warning("What checks of targets found is told to the other workers again.")
-        if problem is None and self._has_news and self._jobs:
+            self._trouble.show(problem)
+            self._has_news = True  # to be written at the next look
+        else:
             self._write_news()
-
-    def _failed(self, problem: Exception) -> None:
-        if not self._failing:
-            self._failing = True
-            reason = getattr(problem, "strerror", None) or type(problem).__name__
-            logger.error("What checks of targets find cannot be shared in %s (%s).", self._folder, reason)
 
     def read(self) -> Iterator[tuple[Family, Sample]]:
         """For `/metrics`: what this worker found, if it leads."""
@@ -365,9 +416,25 @@ async def _begin_of_body(response: httpx.Response) -> bytes:
 
 def _write(path: Path, document: str) -> None:
     """Whole or not at all."""
-    fresh = path.with_name("health-new")
+    fresh = path.with_name(f"{path.name}-new")
     fresh.write_text(document)
     fresh.replace(path)
+
+
+def _is_led(folder: Path) -> bool:
+    """Whether a leader was heard of lately."""
+    try:
+        return abs(time.time() - (folder / _LOCK).stat().st_mtime) < DOUBTED_SECONDS
+    except FileNotFoundError:
+        return False
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether this open file is the one at `path`."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _read(path: Path) -> dict[Key, Finding]:
@@ -375,7 +442,7 @@ def _read(path: Path) -> dict[Key, Finding]:
     document = json.loads(path.read_text())
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise ValueError("another format")
-    return {(slug, name): Finding(reason, since) for slug, name, reason, since in document["unhealthy"]}
+    return {(slug, name): Finding(reason, since) for slug, name, reason, since in document.get("unhealthy", ())}
 
 
 _checker: Checker | None = None

@@ -100,8 +100,8 @@ async def test_workers_check_once_between_them_and_agree(served: ServedProcess, 
     os.kill(leader.pid, signal.SIGKILL)
     await until_checked(origin, 4)
     assert not await goes_to_spare(served, spare), "the verdict outlives its finder"
-    successor = leader_of(served)
-    assert successor is None or successor.pid != leader.pid
+    killed = leader.pid
+    await until(lambda: (successor := leader_of(served)) is not None and successor.pid != killed, within=10)
 
     spare.on(b"/healthz", reply())
     while not await goes_to_spare(served, spare):

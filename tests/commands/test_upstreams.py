@@ -307,7 +307,9 @@ def test_show_tells_what_active_checks_found(tmp_path: Path) -> None:
     assert run_json("show", "a")["unhealthy"] is None
     run("set", "a", "--set", "check_path=/healthz")
     with override_settings(RELAY_STORE_FOLDER=tmp_path):
+        (tmp_path / "health").touch()
         assert "not known: no relay of this machine is checking" in run("show", "a")[0]
+        (tmp_path / "health-lock").touch()  # as whoever checks does
         found: list[list[object]] = [["b", "b.example.com:443", "status 500", 0]]
         for line in (None, ["a", "a.example.com:443", "status 503", 1_700_000_000]):
             found += [line] if line else []

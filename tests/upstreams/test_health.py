@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import stat
@@ -69,6 +70,12 @@ def healthy() -> Iterator[None]:
 def checked(origin: Origin, slug: str = "o", **fields: Any) -> Snapshot:
     check = replace(CHECK, **{name: fields.pop(name) for name in list(fields) if name in Check.__slots__})
     return Snapshot([upstream_at(origin, slug=slug, check=check, **fields)], revision=1)
+
+
+def leave(folder: Path) -> None:
+    """As if the leader had not been heard of for long."""
+    old = (folder / "health-lock").stat().st_mtime - health.DOUBTED_SECONDS - 1
+    os.utime(folder / "health-lock", (old, old))
 
 
 def key_of(origin: Origin, slug: str = "o") -> health.Key:
@@ -245,6 +252,22 @@ async def test_a_verdict_outlives_edits_that_leave_the_target(origin: Origin, ch
     await until(lambda: any(request.target == b"/deep" for request in origin.requests))
 
 
+async def test_a_shorter_interval_counts_at_once(origin: Origin, checkers: Checkers) -> None:
+    origin.on(b"/healthz", reply())
+    checker = checkers(draw=lambda: 0.5)
+    checker.follow(checked(origin, interval_seconds=3600.0))
+    checker.follow(checked(origin, revision=2))
+    await origin.next_request()
+
+
+async def test_jobs_that_come_and_go_leave_nothing_behind(origin: Origin, checkers: Checkers) -> None:
+    checker = checkers(draw=lambda: 0.5)
+    for revision in range(1, 400):
+        checker.follow(checked(origin, interval_seconds=3600.0, revision=revision))
+        checker.follow(Snapshot([upstream_at(origin)], revision=revision))
+    assert len(checker._due) <= 2 + health.MAX_CHECKS
+
+
 async def test_an_edit_plans_no_second_check(origin: Origin, checkers: Checkers) -> None:
     origin.on(b"/healthz", reply())
     checker = checkers()
@@ -310,13 +333,12 @@ async def test_the_file_is_private_to_the_relay(origin: Origin, checkers: Checke
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     assert json.loads(path.read_text()) == {"format": health.FORMAT, "unhealthy": []}
     assert health.report(path.parent) == {}
-    old = path.stat().st_mtime - health.DOUBTED_SECONDS - 1
-    os.utime(path, (old, old))
+    leave(path.parent)
     assert health.report(path.parent) is None, "nobody is checking"
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"format": 2}', '{"format": 1, "unhealthy": [["a"]]}', "\0"])
-async def test_a_file_that_cannot_be_read_is_told_once_and_changes_nothing(
+async def test_a_file_that_cannot_be_read_is_told_and_changes_nothing(
     text: str, origin: Origin, checkers: Checkers, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     origin.on(b"/healthz", reply())
@@ -326,13 +348,71 @@ async def test_a_file_that_cannot_be_read_is_told_once_and_changes_nothing(
     await until(lambda: first._writing is None and not first._has_news)
     targets.unhealthy = frozenset({("kept", "as it was")})
     path = tmp_path / "shared" / "health"
-    for _ in range(2):
-        path.write_text(text)
-        second._seen = None
+    path.write_text(text)
+    for _ in range(3):
         second.follow(snapshot)
     assert targets.unhealthy == {("kept", "as it was")}
-    assert [record.message for record in caplog.records if "cannot be shared" in record.message][1:] == []
+    assert len([record for record in caplog.records if "cannot be read" in record.message]) == 1
     assert health.report(path.parent) is None
+
+
+async def test_a_leader_that_is_not_heard_of_is_not_believed(
+    origin: Origin, checkers: Checkers, tmp_path: Path
+) -> None:
+    origin.on(b"/healthz", reply(500))
+    snapshot = checked(origin)
+    first, second = checkers(), checkers()
+    first.follow(snapshot)
+    await until(lambda: targets.unhealthy == {key_of(origin)})
+    await until(lambda: first._writing is None and not first._has_news)
+    first._looking.cancel()
+    second.follow(snapshot)
+    assert targets.unhealthy == {key_of(origin)}
+    leave(tmp_path / "shared")
+    second.follow(snapshot)
+    assert targets.unhealthy == frozenset()
+
+
+async def test_a_leader_of_long_ago_leaves_no_verdict(origin: Origin, checkers: Checkers, tmp_path: Path) -> None:
+    origin.on(b"/healthz", reply(500))
+    snapshot = checked(origin)
+    first = checkers()
+    first.follow(snapshot)
+    await until(lambda: targets.unhealthy == {key_of(origin)})
+    await first.stop()
+    leave(tmp_path / "shared")
+    second = checkers(draw=lambda: 1.0)
+    second.follow(checked(origin, interval_seconds=3600.0))
+    assert second.leads
+    assert targets.unhealthy == frozenset()
+    path = tmp_path / "shared" / "health"
+    await until(lambda: json.loads(path.read_text())["unhealthy"] == [])
+
+
+async def test_a_folder_that_is_made_anew_has_one_leader(origin: Origin, checkers: Checkers, tmp_path: Path) -> None:
+    origin.on(b"/healthz", reply())
+    snapshot = checked(origin)
+    first, second = checkers(), checkers()
+    first.follow(snapshot)
+    await until(lambda: first._writing is None and not first._has_news)
+    (tmp_path / "shared").rename(tmp_path / "gone")
+    second.follow(snapshot)
+    first.follow(snapshot)
+    assert (first.leads, second.leads) == (False, True)
+
+
+async def test_a_lock_that_cannot_be_had_at_all_is_told(
+    origin: Origin, checkers: Checkers, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    checker = checkers()
+    for _ in range(2):
+        checker.follow(checked(origin))
+    assert not checker.leads
+    assert len([record for record in caplog.records if "cannot be shared" in record.message]) == 1
 
 
 async def test_a_folder_that_cannot_be_written_is_told_once(
