@@ -30,7 +30,7 @@ from relay.rules.grants import Grant
 from relay.rules.throttle import Throttle
 from relay.serving import gate, underway
 from relay.signals import server_shutdown, server_startup
-from relay.upstreams import bulkheads, targets
+from relay.upstreams import backlog, bulkheads, exchange, targets
 from relay.upstreams import client as client_room
 from tests.origin import Origin
 from tests.serving_ground import PROJECT, Ground
@@ -218,6 +218,7 @@ def held(ground: Ground) -> dict[str, Any]:
         "open exchanges": client.transport.open_exchanges if client is not None else 0,
         "running requests": ground.running_requests,
         "admissions": underway.count(),
+        "bytes of bodies": backlog.held_bytes() + exchange.held_bytes(),
         "tasks": sorted(task.get_name() for task in asyncio.all_tasks() if _is_of_relay(task)),
     }
     return {kind: what for kind, what in holding.items() if what}

@@ -1,21 +1,32 @@
 """Each fault in each phase of an exchange: what the caller is told, what the log and the metrics tell, and that nothing
-is left behind. `ground` sees to the last when a test is over; here the upstream also serves again."""
+is left behind, in memory either. `ground` sees to the last when a test is over; here the upstream also serves again."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import socket
+from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
+from relay.observing.access_log import Entry
 from relay.observing.metrics import metrics
+from relay.serving.body import Inbound
+from relay.serving.cycle import RelayCycle
+from relay.serving.protocol import RelayProtocol
+from relay.serving.request import RelayRequest
+from relay.upstreams import exchange as relay_exchange
 from relay.upstreams import names
-from tests.behaviour.conftest import Logged, Relayed, all_given_back
+from relay.upstreams.connection import Connection
+from relay.upstreams.targets import Seat
+from relay.upstreams.wire import Wire
+from tests.behaviour.conftest import Logged, Relayed, all_given_back, until
 from tests.caller import Caller
 from tests.origin import (
     Exchange,
@@ -157,6 +168,13 @@ FAULTS = {
 }
 
 
+def alive() -> Counter[str]:
+    """Objects of the kinds that an exchange is made of."""
+    gc.collect()  # errors hold the frames they came through
+    kinds = (Connection, Entry, relay_exchange.Exchange, Inbound, RelayCycle, RelayProtocol, RelayRequest, Seat, Wire)
+    return Counter(type(one).__name__ for one in gc.get_objects() if isinstance(one, kinds))
+
+
 def ended(outcome: str) -> float:
     """Exchanges with upstream `o` that ended so, by the metrics."""
     numbers = metrics.numbers().samples.get("relay_exchanges_total", {})
@@ -187,17 +205,22 @@ async def test_a_fault_of_the_upstream_is_told_alike_everywhere_and_leaves_nothi
     fault = FAULTS[name]
     relayed(**fault.fields)
     origin.on(b"/x", fault.script)
-    async with Caller(ground.port) as caller:
-        await assert_told(
-            caller,
-            logged,
-            ground,
-            status=fault.status,
-            outcome=fault.outcome,
-            error=fault.error,
-            sends=fault.sends,
-        )
-    await origin.until_connections(0)
+    left: list[Counter[str]] = []
+    for _ in range(2):
+        async with Caller(ground.port) as caller:
+            await assert_told(
+                caller,
+                logged,
+                ground,
+                status=fault.status,
+                outcome=fault.outcome,
+                error=fault.error,
+                sends=fault.sends,
+            )
+        await origin.until_connections(0)
+        await until(lambda: not ground.server.server_state.connections)
+        left.append(alive())
+    assert left[1] == left[0], "what it left in memory grows with each time"
     origin.on(b"/x", reply(body=b"well again"))
     async with Caller(ground.port) as caller:
         assert (await caller.get(b"/relay/o/x")).data == b"well again"
