@@ -28,8 +28,8 @@ from bench.relays import one_worker, run_module
 from bench.transfers import BEAT_SECONDS, close_streams, fetch, open_streams
 
 WANTED_OPEN_FILES = 65_536
-BESIDE_FILES = 100
-"""Descriptors of the relay beside those of streams."""
+BESIDE_FILES = 300
+"""Descriptors of the relay beside those of streams: its own, and those that it keeps back from callers."""
 STREAMS_OF_A_CALLER = 5_000
 BEFORE_SECONDS = 10.0
 PROBE_EVERY_SECONDS = 0.05
