@@ -70,9 +70,6 @@ BETWEEN, HEAD, BODY = range(3)
 MOST_WAITING = 32
 """Pipelined requests of a connection that wait for those before them."""
 
-WRITE_BUFFER_BYTES = 32 * 1024
-"""Bound of what waits in the transport before an answer's next piece is asked for. One piece may go over it."""
-
 LINGER_SECONDS = 1.0
 """How long an idle connection stays open for a last request when another worker has this one's place."""
 
@@ -127,7 +124,6 @@ class RelayProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
-        transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
         self._descriptor = transport.get_extra_info("socket").fileno()
         refusal = self._door.enter(self._peer, connections=len(self.connections), descriptor=self._descriptor)
         if refusal is None:
