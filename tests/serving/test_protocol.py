@@ -402,9 +402,6 @@ class Wire:
     def is_closing(self) -> bool:
         return self.closed
 
-    def set_write_buffer_limits(self, high: int) -> None:
-        pass
-
     def write(self, data: bytes) -> None:
         self.written.append(data)
 
