@@ -190,11 +190,11 @@ async def ground() -> AsyncIterator[Ground]:
 
 @pytest.fixture
 def until_at_rest(ground: Ground) -> Callable[[], Awaitable[None]]:
-    """Waits until no exchange holds anything any more; fails after a second."""
+    """Waits until no exchange holds anything any more; fails after five seconds."""
     return lambda: all_given_back(ground)
 
 
-async def all_given_back(ground: Ground, *, within: float = 1.0) -> None:
+async def all_given_back(ground: Ground, *, within: float = 5.0) -> None:
     try:
         async with asyncio.timeout(within):
             while held(ground):  # noqa: ASYNC110 - nobody tells of it
