@@ -154,16 +154,15 @@ class Checker:
     async def stop(self) -> None:
         """No check is under way afterwards, all that was found is written, and another worker may lead."""
         self._looking.cancel()
-        if self._timer is not None:
-            self._timer.cancel()
+        self._waiting.clear()
         running = list(self._running)
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
+        if self._timer is not None:
+            self._timer.cancel()
         while self._writing is not None:
             await asyncio.wait([self._writing])
-        self._jobs.clear()
-        self._waiting.clear()
         self._due.clear()
         self._thread.shutdown(wait=False)
         self._give_up_lead()
@@ -216,6 +215,8 @@ class Checker:
             self._has_news = True
 
     def _give_up_lead(self) -> None:
+        """Whoever leads next checks; what is under way here has no effect any more."""
+        self._jobs = {}
         lock, self._lock = self._lock, None
         if lock is not None:
             os.close(lock)

@@ -990,6 +990,14 @@ async def test_whatever_targets_and_callers_do_nothing_that_counts_arrives_twice
             breaker=BreakerPolicy(consecutive_failures=3, minimum_exchanges=5, open_seconds=1.0),
         )
         await asyncio.gather(*(call() for _ in range(20)))
+        # With breakers half open again and a full budget, one that may arrive often does.
+        clock.now += 1000
+        budgets.forget()
+        for origin in origins:
+            origin.otherwise(raw(b"", then="reset"))
+        async with Caller(ground.port) as caller:
+            await caller.get(b"/relay/o/x?last-often")
     arrived = Counter(request.target for origin in origins for request in origin.requests)
     assert {times for target, times in arrived.items() if target.endswith(b"once")} == {1}
+    assert max(times for target, times in arrived.items() if target.endswith(b"often")) > 1
     await until(lambda: not any(member.outstanding for member in crew_of(upstream).members))

@@ -399,6 +399,7 @@ async def test_a_folder_that_is_made_anew_has_one_leader(origin: Origin, checker
     second.follow(snapshot)
     first.follow(snapshot)
     assert (first.leads, second.leads) == (False, True)
+    assert not first._jobs, "it leaves the checking to the other"
 
 
 async def test_a_lock_that_cannot_be_had_at_all_is_told(
