@@ -8,10 +8,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -52,7 +52,8 @@ class SqliteFile:
         (self._folder / "db").mkdir()
 
     async def come_back(self) -> None:
-        shutil.rmtree(self._folder / "db")
+        # Moved, not removed: who looked for the database meanwhile may be making and removing files in it.
+        (self._folder / "db").rename(Path(mkdtemp(prefix="meanwhile", dir=self._folder)) / "db")
         self._hidden.rename(self._folder / "db")
 
 
