@@ -48,6 +48,8 @@ _CONNECTION = b"connection: "
 _ORDINARY = bytes(byte for byte in range(256) if byte == 0x09 or (byte >= 0x20 and byte != 0x7F))
 """What a field value may consist of. uvicorn refuses the same others."""
 
+_NO_SCOPE: Scope = {}
+
 _starts: dict[bytes, bytes] = {}
 """Names as applications spell them, to what begins their line. Those that say how the message is framed are never in
 here, so that they are always looked at."""
@@ -171,6 +173,9 @@ class RelayCycle:
             # Otherwise protocol, cycle and scope would keep each other until a garbage collection.
             self._protocol = None
             self.scope["extensions"].pop(DISCONNECT, None)
+            if not self.more_body:
+                # An idle connection keeps nothing of what it carried. Where a body ends, its head has to be asked.
+                self.scope = _NO_SCOPE
 
     async def _send_500(self) -> None:
         pairs = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"21"), (b"connection", b"close")]

@@ -231,7 +231,8 @@ class RelayProtocol(HttpToolsProtocol):
     def _body_left(self) -> int:
         """How much of the body is to come; below 0 for one that is chunked."""
         if self._length is None:
-            lengths = [value for name, value in self.scope["headers"] if name == b"content-length"]
+            headers = cast(RelayCycle, self.cycle).scope["headers"]
+            lengths = [value for name, value in headers if name == b"content-length"]
             self._length = int(lengths[0]) if lengths else -1
         return self._length - self._body_bytes if self._length >= 0 else -1
 
@@ -346,11 +347,11 @@ class RelayProtocol(HttpToolsProtocol):
             "state": self.app_state.copy(),
             "extensions": offered,
         }
-        self.scope = scope  # type: ignore[assignment]  # uvicorn has it as a TypedDict
         self._upgrading = False
         if parser.should_upgrade():
             if self._should_upgrade():
                 self._upgrading = True
+                self.scope = scope  # type: ignore[assignment]  # uvicorn has it as a TypedDict
                 return
             keep_alive = self._decline_upgrade(method) and keep_alive
         if url[:1] == b"/" and b"#" not in url and len(url) <= LONGEST_TARGET:

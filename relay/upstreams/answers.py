@@ -300,7 +300,10 @@ class AnswerReader:
     def _finish(self, trailers: Pairs) -> None:
         self.framing = Framing.NOTHING
         self._parser = None
-        self._sink.on_end(trailers)
+        # An idle connection keeps nothing of what it carried.
+        self._fields = []
+        sink, self._sink = self._sink, _NOBODY
+        sink.on_end(trailers)
 
     def _refuse(self, reason: str) -> NoReturn:
         self.framing = Framing.NOTHING

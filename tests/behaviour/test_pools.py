@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 
+import pytest
 import pytest_asyncio
 
 from relay import catalog
+from relay.observing.access_log import Entry
+from relay.serving.body import Inbound
+from relay.serving.request import RelayRequest
 from relay.upstreams import client as client_room
+from relay.upstreams import exchange as relay_exchange
+from relay.upstreams.messages import SeamRequest, SeamResponse
 from relay.upstreams.transport import PooledTransport
+from relay.upstreams.wire import Wire
 from tests.behaviour.conftest import Relayed, until
 from tests.caller import Caller, Ended, request_bytes
-from tests.origin import Gate, Origin, drip, reply
+from tests.origin import Gate, Origin, Script, chunked, drip, echo, reply
 from tests.serving_ground import Ground
 
 GET = request_bytes(b"/relay/o/long", host=b"localhost")
@@ -149,3 +157,26 @@ async def test_hundreds_of_edits_leave_one_pool(
         assert (await caller.get(b"/relay/o/x")).status == 200
     assert transport.open_pools == 1
     await origin.until_connections(1)
+
+
+@pytest.mark.parametrize(
+    ("script", "body"),
+    [(reply(body=b"fine"), None), (chunked([b"fi", b"ne"]), None), (reply(204), None), (echo(), b"mirrored")],
+    ids=["counted", "chunked", "bodiless", "upload"],
+)
+async def test_idle_connections_keep_nothing_of_what_they_carried(
+    origin: Origin, relayed: Relayed, ground: Ground, caller: Caller, script: Script, body: bytes | None
+) -> None:
+    origin.on(b"/x", script)
+    relayed()
+    kinds = (Entry, Inbound, RelayRequest, SeamRequest, SeamResponse, Wire, relay_exchange.Exchange)
+    gc.collect()
+    gc.disable()
+    try:
+        await caller.get(b"/relay/o/x", method=b"PUT" if body else b"GET", body=body)
+        await until(lambda: not ground.server.server_state.tasks)
+        assert len(ground.server.server_state.connections) == 1
+        assert origin.open_connections == 1
+        assert not [one for one in gc.get_objects() if isinstance(one, kinds)]
+    finally:
+        gc.enable()
