@@ -136,7 +136,13 @@ async def _carry(request: RelayRequest) -> RelayResponse:
     trailer = None
     if offers_trailers and fields.accepts_trailers:
         trailer = next((value for name, value in raw if name.lower() == b"trailer"), b"")
-    return await _deliver(request, exchange, status, pairs, trailer=trailer)
+    buffer_bytes = upstream.max_buffered_bytes
+    if buffer_bytes is None and scope["http_version"] == "1.0" and b"content-length" not in dict(pairs):
+        buffer_bytes = HTTP10_BUFFER_BYTES
+    bodiless = method == "HEAD" or status in (204, 304)
+    if buffer_bytes is None or bodiless:
+        return _streamed(exchange, status, pairs, trailer=None if bodiless else trailer)
+    return _whole(status, pairs, await exchange.whole_body(buffer_bytes))
 
 
 def _pass_hints(request: RelayRequest, mount: bytes, status: int, pairs: headers.Pairs) -> None:
@@ -148,24 +154,18 @@ def _pass_hints(request: RelayRequest, mount: bytes, status: int, pairs: headers
             request.hint(links)
 
 
-async def _deliver(
-    request: RelayRequest, exchange: Exchange, status: int, pairs: headers.Pairs, *, trailer: bytes | None
-) -> RelayResponse:
-    """Streamed, or read whole where the upstream or the caller's HTTP/1.0 asks for it.
+def _streamed(exchange: Exchange, status: int, pairs: headers.Pairs, *, trailer: bytes | None) -> RelayResponse:
+    """The answer as it arrives. `trailer`: trailers may follow the body, and these names were announced. None: there
+    are none to pass on."""
+    if trailer is None or any(name == b"content-length" for name, _ in pairs):
+        return RelayResponse(status, pairs, exchange.body())
+    if trailer:
+        pairs.append((b"trailer", trailer))
+    return RelayResponse(status, pairs, exchange.body(), trailers=partial(_trailers, exchange))
 
-    `trailer`: trailers may follow the body, and these names were announced. None: there are none to pass on.
-    """
-    buffer_bytes = exchange.upstream.max_buffered_bytes
-    bodiless = request.method == "HEAD" or status in (204, 304)
-    if buffer_bytes is None and request.scope["http_version"] == "1.0" and b"content-length" not in dict(pairs):
-        buffer_bytes = HTTP10_BUFFER_BYTES
-    if buffer_bytes is None or bodiless:
-        if trailer is None or bodiless or any(name == b"content-length" for name, _ in pairs):
-            return RelayResponse(status, pairs, exchange.body())
-        if trailer:
-            pairs.append((b"trailer", trailer))
-        return RelayResponse(status, pairs, exchange.body(), trailers=partial(_trailers, exchange))
-    whole = await exchange.whole_body(buffer_bytes)
+
+def _whole(status: int, pairs: headers.Pairs, whole: bytes) -> RelayResponse:
+    """The answer in one piece, for an upstream or a caller's HTTP/1.0 that asks for that."""
     pairs = [pair for pair in pairs if pair[0] != b"content-length"]
     pairs.append((b"content-length", b"%d" % len(whole)))
     return RelayResponse(status, pairs, whole=whole)

@@ -62,7 +62,10 @@ class RelayHandler(ASGIHandler):
         request = RelayRequest(scope, receive, send, entry)
         response: RelayResponse | None = None
         try:
-            response = await self._respond(request)
+            if status.is_refusing():
+                raise errors.Draining("stopping")
+            answered = await self._view(request)
+            response = answered if isinstance(answered, RelayResponse) else _as_relayed(answered)
             await self._send(request, response, send)
         except asyncio.CancelledError:
             if not request.resume():
@@ -98,22 +101,6 @@ class RelayHandler(ASGIHandler):
                 response.close()
             metrics.ended(entry, time.perf_counter())
             access_log.log.add(entry)
-
-    async def _respond(self, request: RelayRequest) -> RelayResponse:
-        if status.is_refusing():
-            raise errors.Draining("stopping")
-        response = await self._view(request)
-        if isinstance(response, RelayResponse):
-            return response
-        # Middleware answered in the view's place, with an ordinary Django response.
-        pairs = [(name.lower().encode("ascii"), value.encode("latin-1")) for name, value in response.items()]
-        pairs += [(b"set-cookie", morsel.OutputString().encode("latin-1")) for morsel in response.cookies.values()]
-        if isinstance(response, StreamingHttpResponse):
-            return RelayResponse(response.status_code, pairs, aiter(response), on_close=response.close)
-        whole = cast(HttpResponse, response).content
-        if not response.has_header("Content-Length") and response.status_code not in (204, 304):
-            pairs.append((b"content-length", b"%d" % len(whole)))
-        return RelayResponse(response.status_code, pairs, whole=whole, on_close=response.close)
 
     async def _send(self, request: RelayRequest, response: RelayResponse, send: Send) -> None:
         entry = request.entry
@@ -167,3 +154,15 @@ class RelayHandler(ASGIHandler):
         except asyncio.CancelledError:
             if not request.resume():
                 raise
+
+
+def _as_relayed(response: HttpResponseBase) -> RelayResponse:
+    """An ordinary Django response, with which middleware answered in the view's place."""
+    pairs = [(name.lower().encode("ascii"), value.encode("latin-1")) for name, value in response.items()]
+    pairs += [(b"set-cookie", morsel.OutputString().encode("latin-1")) for morsel in response.cookies.values()]
+    if isinstance(response, StreamingHttpResponse):
+        return RelayResponse(response.status_code, pairs, aiter(response), on_close=response.close)
+    whole = cast(HttpResponse, response).content
+    if not response.has_header("Content-Length") and response.status_code not in (204, 304):
+        pairs.append((b"content-length", b"%d" % len(whole)))
+    return RelayResponse(response.status_code, pairs, whole=whole, on_close=response.close)

@@ -75,10 +75,41 @@ LINGER_SECONDS = 1.0
 
 _NO_DEADLINE = float("inf")
 _OFFERED: dict[str, Any] = {}
+_ASGI = {"version": "3.0", "spec_version": "2.3"}
 _NOWHERE: Any = deque(maxlen=0)
 
 
 class RelayProtocol(HttpToolsProtocol):
+    # Fewer than thirty are left to the instance's dict then, so that it has no table of its own.
+    __slots__ = (
+        "_answering",
+        "_body_bytes",
+        "_declined",
+        "_descriptor",
+        "_door",
+        "_entered",
+        "_fruitless_bytes",
+        "_head_bytes",
+        "_head_deadline",
+        "_idle_deadline",
+        "_last",
+        "_length",
+        "_lingering",
+        "_method",
+        "_most_fields",
+        "_most_head_bytes",
+        "_most_target_bytes",
+        "_over",
+        "_place",
+        "_reads_small",
+        "_refusal_due",
+        "_resumed",
+        "_stall_deadline",
+        "_start",
+        "_timer_at",
+        "_upgrading",
+    )
+
     cycle: RelayCycle | None  # type: ignore[assignment]  # it stands in for uvicorn's
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -336,7 +367,7 @@ class RelayProtocol(HttpToolsProtocol):
             offered[EARLY_HINT] = _OFFERED
         scope: dict[str, Any] = {
             "type": "http",
-            "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
+            "asgi": _ASGI,
             "http_version": http_version,
             "method": method,
             "server": self.server,

@@ -7,7 +7,7 @@ is the engine that `RELAY_TRANSPORT` names.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, Protocol, runtime_checkable
 
 import httpx
@@ -43,9 +43,12 @@ class RelayClient(httpx.AsyncClient):
         self.transport = transport
         self.tokens = Tokens(self.send)
 
-    async def send(self, request: httpx.Request, **_: Any) -> httpx.Response:
-        """Hand `request` to the transport. The response streams; whoever sends it closes it. Raises httpx's errors."""
-        return await self.transport.handle_async_request(request)
+    def send(self, request: httpx.Request, **_: Any) -> Coroutine[Any, Any, httpx.Response]:
+        """Hand `request` to the transport. The response streams; whoever sends it closes it. Raises httpx's errors.
+
+        The transport's own coroutine: each one more between it and who waits would be gone through at each step.
+        """
+        return self.transport.handle_async_request(request)
 
 
 client: RelayClient | None = None

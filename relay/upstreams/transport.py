@@ -15,7 +15,8 @@ Raises what `httpx` and `relay.upstreams.faults` define, each with its `faults.P
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
 
 import httpx
 
@@ -42,7 +43,8 @@ class PooledTransport(httpx.AsyncBaseTransport):
         self._pools: dict[_Key, Pool] = {}
         self._retired: set[Pool] = set()
 
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+    def handle_async_request(self, request: httpx.Request) -> Coroutine[Any, Any, httpx.Response]:
+        """The pool's own coroutine, to be awaited at once: the pool has been entered."""
         upstream: Upstream = request.extensions["upstream"]
         target: Target = request.extensions.get("place") or upstream.targets[0]
         key = (upstream.slug, target.name)
@@ -52,7 +54,7 @@ class PooledTransport(httpx.AsyncBaseTransport):
         pool.enter()
         if self._pools.get(key) is not pool:
             self._retire(pool)
-        return await pool.send(request)
+        return pool.send(request)
 
     def _pool_for(self, upstream: Upstream, target: Target, pool: Pool | None) -> Pool:
         if pool is not None and pool.upstream == upstream:

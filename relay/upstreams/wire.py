@@ -186,17 +186,14 @@ class Wire(httpx.AsyncByteStream, httpx.SyncByteStream):
         self._wake()
 
     def _wake(self) -> None:
-        waiter = self._waiter
+        waiter, self._waiter = self._waiter, None
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
 
-    async def _change(self) -> None:
-        """Until something came. One reader at a time."""
-        self._waiter = self._loop.create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
+    def _change(self) -> asyncio.Future[None]:
+        """Done when something came. One reader at a time."""
+        waiter = self._waiter = self._loop.create_future()
+        return waiter
 
     # The request's body.
 
