@@ -22,6 +22,7 @@ from relay.observing.metrics import metrics
 from relay.rules.addresses import peer_block
 from relay.rules.forwarding import TrustedProxies
 from relay.serving.problems import problem_response
+from relay.serving.turns import Turns
 
 LOOPBACK = ("127.0.0.0/8", "::1/128")
 """What runs on the machine itself may have as many connections as there are."""
@@ -41,6 +42,8 @@ class Door:
         """Connections that came, let in or not."""
         self._most = settings.max_connections or half_of_the_files()
         self._exempt = TrustedProxies((*settings.trusted_proxies, *LOOPBACK))
+        self.turns = Turns()
+        """In which requests begin."""
         self._of_peer: dict[str, int] = {}
 
     def enter(self, peer: str | None, *, connections: int, descriptor: int) -> errors.RelayError | None:

@@ -11,9 +11,10 @@ body in the same segment, whose end only the parser finds.
 An `Upgrade` is declined by going on with the request as if it were not there. llhttp stops after such a head, the body
 unread; another parser, shown nothing of the head but its framing, reads that body.
 
-What has no upstream yet has bounds here, from `relay.serving.door`: a head's time and size are measured while it
-arrives, and of pipelined requests, what `MOST_WAITING` leave unread waits as the bytes it came as. One timer serves a
-connection for all of that: it is not moved for each request, but looks when it fires what is due.
+A head that came whole begins in its turn, of `relay.serving.turns`. What has no upstream yet has bounds here, from
+`relay.serving.door`: a head's time and size are measured while it arrives, and of pipelined requests, what
+`MOST_WAITING` leave unread waits as the bytes it came as. One timer serves a connection for all of that: it is not
+moved for each request, but looks when it fires what is due.
 
 Answers are `relay.serving.cycle`'s.
 """
@@ -107,7 +108,9 @@ class RelayProtocol(HttpToolsProtocol):
         "_stall_deadline",
         "_start",
         "_timer_at",
+        "_turns",
         "_upgrading",
+        "_waits",
     )
 
     cycle: RelayCycle | None  # type: ignore[assignment]  # it stands in for uvicorn's
@@ -119,6 +122,8 @@ class RelayProtocol(HttpToolsProtocol):
         """What still arrives is of no interest: the connection will be closed."""
         self._start = b""
         """The beginning of a message, which does not tell its method yet; or all that MOST_WAITING leave unread."""
+        self._waits = b""
+        """A head that waits for its turn to begin."""
         self._method: str | None = None
         """The method that STAND_IN stands for."""
         self._length: int | None = None
@@ -135,6 +140,7 @@ class RelayProtocol(HttpToolsProtocol):
         """Whose application was started last; `cycle` may be behind it in the pipeline."""
         self._refusal_due: RelayError | None = None
         self._door = door.door_of(self.server_state)
+        self._turns = self._door.turns
         self._most_head_bytes = self._door.settings.max_header_bytes
         self._most_target_bytes = self._door.settings.max_target_bytes
         self._most_fields = self._door.settings.max_header_fields
@@ -170,20 +176,40 @@ class RelayProtocol(HttpToolsProtocol):
     # What arrives.
 
     def data_received(self, data: bytes) -> None:
+        if self._waits:
+            self.begin()
         if self._place == BETWEEN and not (
             self._start or self.pipeline or self._over or len(data) > self._most_head_bytes
         ):
             end = data.find(b" ", 0, LONGEST_METHOD)
             if end > 0 and data[:end] in KNOWN_METHODS:
                 end = data.find(b"\r\n\r\n", end)
-                if end < 0 or end + 4 == len(data):
-                    used = self._feed(data)
-                    if used == len(data):
-                        if self._place == HEAD:
-                            self._head_goes_on(used)
-                        return
-                    data = data[used:]
+                if end + 4 == len(data):
+                    if self._turns.take(self):
+                        self._feed_head(data)
+                    else:
+                        self._waits = data
+                    return
+                if end < 0:
+                    self._feed_head(data)
+                    return
         self._feed_in_steps(data)
+
+    def begin(self) -> bool:
+        """Go on with the head that waits for its turn, if it still does. For `turns`."""
+        head, self._waits = self._waits, b""
+        if not head or self._over:
+            return False
+        self._feed_head(head)
+        return True
+
+    def _feed_head(self, data: bytes) -> None:
+        """`data` is the beginning of a message, and at most its head."""
+        used = self._feed(data)
+        if used < len(data):
+            self._feed_in_steps(data[used:])
+        elif self._place == HEAD:
+            self._head_goes_on(used)
 
     def _feed_in_steps(self, data: bytes) -> None:
         if self._start:
@@ -553,6 +579,7 @@ class RelayProtocol(HttpToolsProtocol):
                 cycle.disconnect()
         # What was never begun would keep the connection's objects in a circle.
         self.pipeline.clear()
+        self._waits = b""
         self.flow.resume_writing()
         if self.timeout_keep_alive_task is not None:
             self.timeout_keep_alive_task.cancel()
@@ -566,6 +593,7 @@ class RelayProtocol(HttpToolsProtocol):
         """The server stops. A request under way, or whose head has begun to arrive, is answered; where another worker
         takes over, so is one that was sent before the caller could know."""
         self._last = True
+        self.begin()
         answering = self._answering
         if answering is not None and not answering.response_complete:
             # One whose head went out promised to stay open: then the caller may have sent the next request already.
@@ -594,6 +622,7 @@ class RelayProtocol(HttpToolsProtocol):
 
     def timeout_keep_alive_handler(self) -> None:
         self.timeout_keep_alive_task = None
+        self.begin()
         deadline = min(self._head_deadline, self._idle_deadline, self._stall_deadline)
         if deadline == _NO_DEADLINE:
             return
