@@ -35,6 +35,8 @@ from bench.transfers import (
 MIB = 1 << 20
 EVENT_SAMPLES = 20
 WARM_UP_SECONDS = 1
+CONNECTED_A_SECOND = 250
+"""wrk counts its time from before it connects, so cells of many connections get more of it: one second for as many."""
 LONG_BODIES = {keys.DOWNLOAD: (download, origins.LONG_BODY), keys.UPLOAD: (upload, origins.SINK)}
 
 
@@ -244,8 +246,9 @@ def _measure_rates(serving: Serving, cells: Mapping[tuple[str, int], Series], nu
             except Failed as failure:  # then the measurement says so
                 _say(f"  warm-up: {failure}")
             server.wait_until_quiet()
+            seconds = plan.seconds + connections // CONNECTED_A_SECOND
             with ForeignLoad(server) as foreign:
-                rate = put_load(url, connections=connections, seconds=plan.seconds)
+                rate = put_load(url, connections=connections, seconds=seconds)
             series.add(rate.per_second, rate.p50_ms, rate.p99_ms, errors=rate.errors, foreign_share=foreign.share)
             _say(f"  {series.keys[0]}: {rate.per_second:,.0f}")
         server.wait_until_quiet()

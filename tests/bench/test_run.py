@@ -76,7 +76,7 @@ class Stage:
 
     def measured(self) -> list[tuple[Any, ...]]:
         """Without warm-ups."""
-        return [what for what in self.done if what[0] != "load" or what[2] == 2]
+        return [what for what in self.done if what[0] != "load" or what[2] > 1]
 
 
 @pytest.fixture
@@ -110,9 +110,14 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> Stage:
     return stage
 
 
+def measured_seconds(cell: tuple[str, int]) -> int:
+    """wrk's time has its connecting in it."""
+    return {256: 3, 1000: 6}.get(cell[1], 2)
+
+
 def turn(peer: str) -> list[tuple[Any, ...]]:
     """What one peer's turn in a round is to be."""
-    small, large = ([("load", cell, 2) for cell in cells] for cells in (SMALL, LARGE))
+    small, large = ([("load", cell, measured_seconds(cell)) for cell in cells] for cells in (SMALL, LARGE))
     long = [("transfer", f"/relay/origin/{name}") for name in ("200m", "200m", "sink", "sink")]
     return [("start", peer), *small, ("start", peer), *large, ("start", peer), *long]
 
@@ -126,14 +131,14 @@ def test_peers_take_turns_in_each_round_and_every_part_of_a_turn_has_a_fresh_ser
 def test_each_cell_is_warmed_up_on_the_server_that_is_measured(stage: Stage) -> None:
     stage.measure("relay")
     loads = [what[1:] for what in stage.done if what[0] == "load"]
-    assert loads == [(cell, seconds) for cell in SMALL + LARGE for seconds in (1, 2)]
+    assert loads == [(cell, seconds) for cell in SMALL + LARGE for seconds in (1, measured_seconds(cell))]
 
 
 def test_figures_are_medians_of_the_rounds(stage: Stage) -> None:
     speeds = iter([300.0, 100.0, 200.0])
 
     def rate(cell: tuple[str, int], seconds: int) -> Rate:
-        measured = cell == ("13 B", 1000) and seconds == 2
+        measured = cell == ("13 B", 1000) and seconds > 1
         return Rate(next(speeds) if measured else 100.0, 0.5, 1.0, 0)
 
     stage.rate = rate
@@ -170,7 +175,7 @@ def test_a_server_that_ends_under_load_is_the_reason_and_the_next_round_has_anot
     deaths = iter(["the server ended with code 1: out of files"])
 
     def rate(cell: tuple[str, int], seconds: int) -> Rate:
-        if cell == ("13 B", 256) and seconds == 2 and (death := next(deaths, "")):
+        if cell == ("13 B", 256) and seconds > 1 and (death := next(deaths, "")):
             stage.server.ended = death
             raise Failed("wrk: unable to connect")
         return Rate(100.0, 0.5, 1.0, 0)
@@ -226,7 +231,7 @@ def test_a_run_without_rounds_or_time_is_refused(option: str, capsys: pytest.Cap
 def test_help_says_how_long_a_run_takes(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         command.main(["--help"])
-    assert "about 25 minutes" in capsys.readouterr().out
+    assert "about 28 minutes" in capsys.readouterr().out
 
 
 def test_with_a_key_and_without_are_measured_in_turn_on_one_fresh_server(stage: Stage) -> None:
