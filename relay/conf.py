@@ -7,10 +7,11 @@ values that cannot work; nothing here does I/O.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from django.conf import settings
 from django.core.signals import setting_changed
@@ -115,6 +116,23 @@ def current() -> Conf:
 def _installation_name() -> str:
     """The same on every worker and machine that shares the SECRET_KEY, and tells nothing of it."""
     return "relay-" + hashlib.sha256(b"relay.via:" + settings.SECRET_KEY.encode()).hexdigest()[:8]
+
+
+_T = TypeVar("_T")
+
+
+class Derived(Generic[_T]):
+    """What is worked out from the settings in force, once for each."""
+
+    def __init__(self, work_out: Callable[[Conf], _T]) -> None:
+        self._work_out = work_out
+        self._known: tuple[Conf, _T] | None = None
+
+    def of(self, settings: Conf) -> _T:
+        known = self._known
+        if known is None or known[0] is not settings:
+            known = self._known = settings, self._work_out(settings)
+        return known[1]
 
 
 @receiver(setting_changed)

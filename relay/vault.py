@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from functools import lru_cache
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -116,9 +115,7 @@ def _bound_to(purpose: str, row: str) -> bytes:
 
 def keyring() -> Keyring:
     """The one of the settings in force."""
-    return _keyring(conf.current().encryption_keys)
+    return _keyring.of(conf.current())
 
 
-@lru_cache(maxsize=2)
-def _keyring(roots: tuple[str, ...]) -> Keyring:
-    return Keyring(roots)
+_keyring = conf.Derived(lambda settings: Keyring(settings.encryption_keys))

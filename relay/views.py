@@ -7,7 +7,7 @@ middleware sees responses.
 from __future__ import annotations
 
 import time
-from functools import lru_cache, partial
+from functools import partial
 from typing import cast
 
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
@@ -61,15 +61,14 @@ async def _carry(request: RelayRequest) -> RelayResponse:
         slug, rest = paths.split_relay_path(scope["raw_path"], mount_length=len(root) + len(MOUNT))
     entry.path = rest
     peer = scope["client"][0] if scope.get("client") else None
-    trusted = _trusted_proxies(settings.trusted_proxies).trusts(peer)
+    trusted_proxies = _trusted_proxies.of(settings)
+    trusted = trusted_proxies.trusts(peer)
     entry.client = peer or ""
 
     fields = headers.read_request(scope["headers"], max_bytes=settings.max_header_bytes)
     if trusted:
         entry.request_id = forwarding.request_id(fields.request_id, trusted=True, make=lambda: entry.request_id)
-        entry.client = forwarding.client_address(
-            peer, _trusted_proxies(settings.trusted_proxies), fields.forwarding.get(b"x-forwarded-for", ())
-        )
+        entry.client = forwarding.client_address(peer, trusted_proxies, fields.forwarding.get(b"x-forwarded-for", ()))
     check_relay(place)
     snapshot = catalog.current()
     upstream = snapshot.find(slug)
@@ -113,7 +112,7 @@ async def _carry(request: RelayRequest) -> RelayResponse:
             peer_is_trusted=trusted,
             scheme=scope["scheme"],
             request_id=entry.request_id,
-            own_hop=f"{scope['http_version']} {settings.via}".encode(),
+            own_hop=b"%b %b" % (scope["http_version"].encode(), own_name),
             passes_trailers=offers_trailers,
         ),
         body=aiter(request.inbound) if fields.has_body else None,
@@ -187,9 +186,7 @@ def accept_of(request: RelayRequest) -> bytes:
     return b",".join(value for name, value in request.scope["headers"] if name == b"accept")
 
 
-@lru_cache(maxsize=2)
-def _trusted_proxies(networks: tuple[str, ...]) -> forwarding.TrustedProxies:
-    return forwarding.TrustedProxies(networks)
+_trusted_proxies = conf.Derived(lambda settings: forwarding.TrustedProxies(settings.trusted_proxies))
 
 
 async def disguised(request: HttpRequest, **_: object) -> HttpResponse:

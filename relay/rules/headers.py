@@ -105,10 +105,10 @@ class RequestFields:
     """Of the script that calls (RFC 6454 section 7); empty when it is told more than once."""
     asks_leave: bool = False
     """A browser asks whether a script of another origin may call: a CORS preflight, where the method is OPTIONS."""
-    asked_headers: list[bytes] = field(default_factory=list)
+    asked_headers: Sequence[bytes] = ()
     """The header names it would send, as the lines that name them."""
-    via: list[bytes] = field(default_factory=list)
-    cookies: list[bytes] = field(default_factory=list)
+    via: Sequence[bytes] = ()
+    cookies: Sequence[bytes] = ()
     forwarding: dict[bytes, list[bytes]] = field(default_factory=dict)
 
     @property
@@ -149,7 +149,7 @@ def read_request(pairs: Iterable[tuple[bytes, bytes]], *, max_bytes: int) -> Req
             if not signing.is_in(value):
                 kept.append(pair)
         elif name == b"cookie":
-            fields.cookies.append(value)
+            fields.cookies = (*fields.cookies, value)
         elif name == b"content-length":
             fields.content_length = _content_length(value, fields.content_length)
         elif name == b"connection":
@@ -160,7 +160,7 @@ def read_request(pairs: Iterable[tuple[bytes, bytes]], *, max_bytes: int) -> Req
                 raise RequestRefused("transfer-encoding other than chunked")
             fields.chunked = True
         elif name == b"via":
-            fields.via.append(value)
+            fields.via = (*fields.via, value)
         elif name == b"x-request-id":
             fields.request_id = value if fields.request_id is None else b""
         elif name == b"expect":
@@ -174,7 +174,7 @@ def read_request(pairs: Iterable[tuple[bytes, bytes]], *, max_bytes: int) -> Req
             fields.asks_leave = True
             kept.append(pair)
         elif name == b"access-control-request-headers":
-            fields.asked_headers.append(value)
+            fields.asked_headers = (*fields.asked_headers, value)
             kept.append(pair)
         elif name == b"service-worker":
             fields.registers_worker = True
@@ -196,7 +196,7 @@ def read_request(pairs: Iterable[tuple[bytes, bytes]], *, max_bytes: int) -> Req
             for name in nominated & FORWARDING:
                 fields.forwarding.pop(name, None)
             if b"cookie" in nominated:
-                fields.cookies.clear()
+                fields.cookies = ()
     return fields
 
 

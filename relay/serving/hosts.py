@@ -10,13 +10,11 @@ from collections.abc import Callable
 from functools import lru_cache
 
 from relay import conf
-from relay.conf import Conf
+from relay.conf import Conf, Derived
 from relay.rules.hosts import LONGEST_HOST, Hosts, Place
 
 REMEMBERED_HOSTS = 4096
 """Values of Host whose place is kept. Callers choose them, so they must not fill memory."""
-
-_Names = tuple[str, ...]
 
 
 def place_of(pairs: list[tuple[bytes, bytes]], settings: Conf) -> Place:
@@ -31,20 +29,19 @@ def place(host: bytes, settings: Conf) -> Place:
     """What this value of the Host header serves."""
     if len(host) > LONGEST_HOST:
         host = b""
-    return _remembering(settings.allowed_hosts, settings.relay_hosts, settings.admin_hosts)(host)
+    return _places.of(settings)(host)
 
 
 def names() -> Hosts:
     """The names of the settings in force."""
-    settings = conf.current()
-    return _hosts(settings.allowed_hosts, settings.relay_hosts, settings.admin_hosts)
+    return _hosts.of(conf.current())
 
 
-@lru_cache(maxsize=2)
-def _remembering(allowed: _Names, relay: _Names, admin: _Names) -> Callable[[bytes], Place]:
-    return lru_cache(maxsize=REMEMBERED_HOSTS)(_hosts(allowed, relay, admin).place)
+def _remembering(settings: Conf) -> Callable[[bytes], Place]:
+    return lru_cache(maxsize=REMEMBERED_HOSTS)(_hosts.of(settings).place)
 
 
-@lru_cache(maxsize=2)
-def _hosts(allowed: _Names, relay: _Names, admin: _Names) -> Hosts:
-    return Hosts(allowed=allowed, relay=relay, admin=admin)
+_hosts = Derived(
+    lambda settings: Hosts(allowed=settings.allowed_hosts, relay=settings.relay_hosts, admin=settings.admin_hosts)
+)
+_places = Derived(_remembering)

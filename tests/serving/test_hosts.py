@@ -23,7 +23,7 @@ def test_the_first_host_decides_where_a_request_belongs() -> None:
 
 
 def test_a_host_that_is_longer_than_any_name_is_not_remembered() -> None:
-    remembered = hosts._remembering(SETTINGS.allowed_hosts, SETTINGS.relay_hosts, SETTINGS.admin_hosts)
+    remembered = hosts._places.of(SETTINGS)
     remembered.cache_clear()  # type: ignore[attr-defined]
     for length in range(LONGEST_HOST + 1, LONGEST_HOST + 50):
         assert hosts.place(b"a" * length, SETTINGS) == Place()
