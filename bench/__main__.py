@@ -81,13 +81,13 @@ def _bench(options: argparse.Namespace, folder: Path) -> int:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     names = [peer.name for peer in PEERS]
     parser = argparse.ArgumentParser(
-        prog="python -m bench", description="Measure the relay beside its peers. All of it takes about 28 minutes."
+        prog="python -m bench", description="Measure the relay beside its peers. All of it takes about 32 minutes."
     )
     parser.add_argument("--rounds", type=int, metavar="N", help="of all rates and long bodies (3): the median counts")
-    parser.add_argument("--seconds", type=int, metavar="N", help="wrk's time for each cell of a round (2)")
+    parser.add_argument("--seconds", type=int, metavar="N", help="wrk's time for each cell of a round (3)")
     parser.add_argument("--only", metavar="PEER,...", help=f"of {','.join(names)}")
     parser.add_argument(
-        "--skip-memory", action="store_true", help="leave out what takes 2 GB or 1,000 streams: about 21 minutes"
+        "--skip-memory", action="store_true", help="leave out what takes 2 GB or 1,000 streams: about 25 minutes"
     )
     parser.add_argument(
         "--quick",
@@ -102,7 +102,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options.only = options.only.split(",") if options.only else QUICK_PEERS if options.quick else names
     if unknown := set(options.only) - set(names):
         parser.error(f"--only {','.join(sorted(unknown))}: choose of {','.join(names)}")
-    for name, quick, usual in (("seconds", 1, 2), ("rounds", 1, 3)):
+    for name, quick, usual in (("seconds", 1, 3), ("rounds", 1, 3)):
         if getattr(options, name) is None:
             setattr(options, name, quick if options.quick else usual)
         if getattr(options, name) < 1:

@@ -231,7 +231,7 @@ def test_a_run_without_rounds_or_time_is_refused(option: str, capsys: pytest.Cap
 def test_help_says_how_long_a_run_takes(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         command.main(["--help"])
-    assert "about 28 minutes" in capsys.readouterr().out
+    assert "about 32 minutes" in capsys.readouterr().out
 
 
 def test_with_a_key_and_without_are_measured_in_turn_on_one_fresh_server(stage: Stage) -> None:
