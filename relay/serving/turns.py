@@ -50,11 +50,14 @@ class Turns:
     def _next(self, loop: asyncio.AbstractEventLoop) -> None:
         waiting = self._waiting
         begun = 0
-        while waiting and begun < BEGUN_AT_ONCE:
-            begun += waiting.popleft().begin()
-        self._begun = begun
-        if begun:
-            loop.call_soon(self._next, loop)
+        try:
+            while waiting and begun < BEGUN_AT_ONCE:
+                begun += waiting.popleft().begin()
+        finally:
+            # However that ended: nobody may wait for a turn that never comes.
+            self._begun = begun
+            if begun or waiting:
+                loop.call_soon(self._next, loop)
 
     def __len__(self) -> int:
         return len(self._waiting)

@@ -14,7 +14,7 @@ from uvicorn.server import ServerState
 from relay.serving import door
 from relay.serving.asgi import Receive, Scope, Send
 from relay.serving.protocol import RelayProtocol
-from relay.serving.turns import BEGUN_AT_ONCE
+from relay.serving.turns import BEGUN_AT_ONCE, Turns
 from tests.caller import Caller
 from tests.serving.test_protocol import Wire, telling
 from tests.serving_ground import Ground
@@ -142,6 +142,28 @@ async def test_a_head_that_waits_counts_as_one_that_came(happens: Callable[[Rela
     assert callers.begun == list(range(BEGUN_AT_ONCE + 1))
     assert callers.wires[-1].written[0].startswith(b"HTTP/1.1 204 ")
     callers.leave()
+
+
+async def test_one_that_fails_as_it_begins_holds_nobody_up() -> None:
+    class One:
+        loop = asyncio.get_running_loop()
+
+        def begin(self) -> bool:
+            begun.append(self)
+            if len(begun) == 1:
+                raise RuntimeError("it failed")
+            return True
+
+    begun: list[One] = []
+    problems: list[str] = []
+    One.loop.set_exception_handler(lambda _, context: problems.append(str(context["exception"])))
+    turns = Turns()
+    ones = [One() for _ in range(3 * BEGUN_AT_ONCE)]
+    assert [turns.take(one) for one in ones] == [True] * BEGUN_AT_ONCE + [False] * 2 * BEGUN_AT_ONCE
+    while len(turns):  # noqa: ASYNC110 - nobody tells of it
+        await asyncio.sleep(0)
+    assert begun == ones[BEGUN_AT_ONCE:]
+    assert problems == ["it failed"]
 
 
 async def test_hundreds_who_ask_at_once_are_all_answered() -> None:
