@@ -328,5 +328,5 @@ def test_what_browsers_tell_of_a_script_is_noted_and_passes() -> None:
     fields = read_request([(b"host", b"h"), *pairs], max_bytes=1000)
     assert fields.pairs == pairs
     assert (fields.origin, fields.asks_leave, fields.registers_worker) == (b"https://a.example", True, True)
-    assert fields.asked_headers == [b"x-a", b"x-b"]
+    assert fields.asked_headers == (b"x-a", b"x-b")
     assert read_request([(b"host", b"h"), pairs[0], pairs[0]], max_bytes=1000).origin == b""
