@@ -1,6 +1,7 @@
 """uvicorn's HTTP protocol with what the relay needs beyond it: every method, exact targets, bounds, less work.
 
-Theory of operation. llhttp, in uvicorn's parser, is the one judge of where a message ends; its callbacks keep `_place`.
+Theory of operation. llhttp, in uvicorn's parser, judges heads and where a message ends; its callbacks keep `_place`.
+Of counted bodies the head has told the end, and large pieces of them go past it, uncopied.
 It refuses methods that it does not know, so what stands at the beginning of a message is looked at first: a method that
 is a token (RFC 9110 section 9.1) but unknown goes to the application as it came, and the parser is shown another in its
 place that means nothing for framing. That happens only where the parser itself has said that it stands between two
@@ -66,6 +67,10 @@ STAND_IN = b"PATCH"
 LONGEST_TARGET = 0xFFFF
 """What `httptools.parse_url` takes; it refuses longer ones."""
 
+PASSED_BY_BYTES = 16 * 1024
+"""A piece of a counted body as long as this goes past the parser, and with it the rest of the body: what it saves is
+more than another parser costs."""
+
 BETWEEN, HEAD, BODY = range(3)
 
 MOST_WAITING = 32
@@ -101,6 +106,7 @@ class RelayProtocol(HttpToolsProtocol):
         "_most_head_bytes",
         "_most_target_bytes",
         "_over",
+        "_passes_by",
         "_place",
         "_reads_small",
         "_refusal_due",
@@ -131,6 +137,8 @@ class RelayProtocol(HttpToolsProtocol):
         self._body_bytes = 0
         self._reads_small = False
         """An `Intake` reads for it: reads are small while bodies hold much."""
+        self._passes_by = False
+        """The rest of the body being read goes past the parser."""
         self._upgrading = False
         self._declined: bytes | None = None
         """The framing of the body that follows the head of an upgrade that was declined."""
@@ -222,6 +230,10 @@ class RelayProtocol(HttpToolsProtocol):
                 left = self._body_left()
                 if left > 0:
                     cut = min(end, at + left)
+                    if self._passes_by or (cut - at >= PASSED_BY_BYTES and not self._resumed):
+                        self._pass_by(data if cut - at == end else data[at:cut], is_last=cut - at == left)
+                        at = cut
+                        continue
             elif len(self.pipeline) >= MOST_WAITING:
                 self._start = data[at:]
                 self.flow.pause_reading()
@@ -263,6 +275,14 @@ class RelayProtocol(HttpToolsProtocol):
                 self._fruitless_bytes = self._fruitless_bytes + used if self._body_bytes == passed else 0
                 if self._fruitless_bytes > self._most_head_bytes:
                     self._refuse(HeadersTooLarge("of a chunked body"))
+
+    def _pass_by(self, piece: bytes, *, is_last: bool) -> None:
+        """A piece of a counted body, not shown to the parser, which would copy it. It is not shown the rest either."""
+        self._passes_by = not is_last
+        self.on_body(piece)
+        if is_last:
+            self.parser = self._new_parser()
+            self.on_message_complete()
 
     def _head_goes_on(self, added: int) -> None:
         """What arrived has not ended the head."""

@@ -17,7 +17,7 @@ from uvicorn import Config
 from uvicorn.server import ServerState
 
 from relay.serving.asgi import SENT_TARGET, Receive, Scope, Send
-from relay.serving.protocol import KNOWN_METHODS, RelayProtocol
+from relay.serving.protocol import KNOWN_METHODS, PASSED_BY_BYTES, RelayProtocol
 from tests.caller import Caller, Ended
 from tests.serving_ground import Ground
 
@@ -311,6 +311,39 @@ async def test_trailers_of_a_request_are_not_among_its_header_fields(caller: Cal
     await caller.send(b"PUT / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n" + trailers)
     got = await told(caller)
     assert (got["body"], got["names"]) == ("a", ["host", "transfer-encoding"])
+
+
+LARGE = PASSED_BY_BYTES
+
+
+@pytest.mark.parametrize(
+    "cuts",
+    [
+        (),
+        (LARGE,),
+        (10, LARGE + 10),
+        (LARGE, LARGE + 1, LARGE + 2),
+        (LARGE - 1, 2 * LARGE - 2),
+        (3 * LARGE,),
+        (3 * LARGE + 4,),
+        (3 * LARGE + 5 + 1,),
+    ],
+    ids=str,
+)
+def test_large_pieces_of_a_counted_body_go_past_the_parser_and_nothing_is_lost(cuts: tuple[int, ...]) -> None:
+    body = bytes(97 + number % 26 for number in range(3 * LARGE + 5))
+    head = b"PUT /a HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % len(body)
+    rest = body + b"POST /b HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\nokGET /c HTTP/1.1\r\nHost: h\r\n\r\n"
+    pieces = [rest[start:end] for start, end in itertools.pairwise((0, *cuts, len(rest)))]
+    expected = [("PUT", "/a", body.decode()), ("POST", "/b", "ok"), ("GET", "/c", "")]
+    assert asyncio.run(seen_of([head, *pieces])) == expected
+    assert asyncio.run(seen_of([head + pieces[0], *pieces[1:]])) == expected
+
+
+def test_a_body_past_the_parser_may_end_the_connection() -> None:
+    head = b"PUT /a HTTP/1.1\r\nHost: h\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % LARGE
+    following = b"GET /b HTTP/1.1\r\nHost: h\r\n\r\n"
+    assert asyncio.run(seen_of([head, bytes(LARGE) + following])) == [("PUT", "/a", "\0" * LARGE)]
 
 
 # Keeping connections.
