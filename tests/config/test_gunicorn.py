@@ -31,6 +31,8 @@ async def _application(_scope: object, _receive: object, _send: object) -> None:
 
 @pytest.fixture(autouse=True)
 def told() -> Iterator[None]:
+    # Before, too: an application that a test elsewhere has shut down told so.
+    status.begin_anew()
     yield
     status.begin_anew()
 
