@@ -16,7 +16,7 @@ from collections import deque
 from typing import Protocol
 
 BEGUN_AT_ONCE = 16
-"""Requests in one turn: some 400 KiB are touched for them."""
+"""Requests in one turn. With 8 the turns themselves cost a twentieth and more; 32 do no better and no worse."""
 
 
 class Beginner(Protocol):
