@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import os
 import resource
+import shutil
 import signal
 import socket
 import sys
@@ -30,6 +31,10 @@ Application = Callable[[Message, Callable[[], Awaitable[Any]], Callable[[Any], A
 
 PROJECT = Path(__file__).resolve().parent.parent
 LISTENING = "Relay listening on "
+LOOK_SECONDS = 0.001
+ADMIN_PASSWORD = "a-password-for-the-admin"
+SHAPES_FIRST_RUN = ("DATABASE_URL", "DJANGO_SUPERUSER_PASSWORD", "RELAY_ADMIN_MFA", "SECRET_KEY")
+"""Variables by which the first run makes something else than usual."""
 
 
 class Ground:
@@ -98,7 +103,7 @@ class Ground:
 
 
 class TellingServer(uvicorn.Server):
-    """uvicorn's server, but it says when it is up and stops when told, instead of at its next tick."""
+    """uvicorn's server, but it says when it is up, and stops when told and as soon as it can, not at its next tick."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -120,6 +125,22 @@ class TellingServer(uvicorn.Server):
     async def main_loop(self) -> None:
         await self.on_tick(0)
         await self._told_to_stop.wait()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """uvicorn's own steps, without its waits of a tenth of a second: thousands of tests have a server each."""
+        for listening in (*self.servers, *(sockets or ())):
+            listening.close()
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        try:
+            async with asyncio.timeout(self.config.timeout_graceful_shutdown):
+                while self.server_state.connections or self.server_state.tasks:  # noqa: ASYNC110 - nobody tells of it
+                    await asyncio.sleep(LOOK_SECONDS)
+                await asyncio.gather(*(server.wait_closed() for server in self.servers))
+        except TimeoutError:
+            for task in self.server_state.tasks:
+                task.cancel()
+        await self.lifespan.shutdown()
 
 
 def project_application() -> Application:
@@ -149,12 +170,42 @@ def disk_with_room_for(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
+prepared_in: Path | None = None
+"""Where `_prepared` are made; None is the system's folder for temporary files."""
+_prepared: dict[Path, Path] = {}
+"""Data folders as `first_run` made them, by project: thirty tests need one each."""
+
+
+async def run_manage(*arguments: str, environment: Mapping[str, str], within: float) -> Finished:
+    """Runs the project's `manage.py` with these arguments."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "manage.py",
+        *arguments,
+        cwd=PROJECT,
+        env=environment,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        async with asyncio.timeout(within):
+            out, err = await process.communicate()
+    except BaseException:
+        process.kill()
+        await process.wait()
+        raise
+    assert process.returncode is not None
+    return Finished(process.returncode, out.decode(), err.decode())
+
+
 class ServedProcess:
     """`async with ServedProcess() as served:` is `manage.py first_run`, then `manage.py serve`, on its own data folder.
 
-    Entered when `/readyz` answers 200. `environment` is added to an otherwise empty one. Left, it sends SIGTERM and
-    waits, and kills the whole process group past `stop_seconds`. `data_dir` names a folder to serve from (again); it is
-    then kept, and `first_run=False` takes it as it is.
+    Entered when `/readyz` answers 200. The first admin is `admin` with ADMIN_PASSWORD. `environment` is added to an
+    otherwise empty one. Left, it sends SIGTERM and waits, and kills the whole process group past `stop_seconds`.
+    `data_dir` names a folder to serve from (again); it is then kept, and `first_run=False` takes it as it is. A new
+    folder is a copy of one that `first_run` made once, unless the environment SHAPES_FIRST_RUN.
     """
 
     def __init__(
@@ -183,14 +234,13 @@ class ServedProcess:
         self.environment = {
             "PATH": os.environ.get("PATH", os.defpath),
             "PYTHONUNBUFFERED": "1",
+            "DJANGO_SUPERUSER_PASSWORD": ADMIN_PASSWORD,
             "RELAY_DATA_DIR": str(self.data_dir),
             **self._added,
         }
         try:
             if self._first_run:
-                first_run = await self.manage("first_run", within=self.start_seconds)
-                if first_run.code:
-                    raise AssertionError(f"first_run ended with {first_run.code}:\n{first_run.out}{first_run.err}")
+                await self._prepare()
             await self._start()
         except BaseException:
             self._folder.__exit__(None, None, None)
@@ -214,27 +264,32 @@ class ServedProcess:
         """gunicorn's arbiter."""
         return self._process.pid
 
+    async def _prepare(self) -> None:
+        """Let `first_run` make the data folder, or copy what it made before."""
+        is_new = not self.data_dir.exists() or not any(self.data_dir.iterdir())
+        if not is_new or any(name in self._added for name in SHAPES_FIRST_RUN):
+            await self._run_first(self.environment)
+            return
+        prepared = await self._prepared()
+        # What a file is newer than may matter, and a key's mode does.
+        await asyncio.to_thread(shutil.copytree, prepared, self.data_dir, dirs_exist_ok=True)
+
+    async def _prepared(self) -> Path:
+        folder = _prepared.get(PROJECT)
+        if folder is None:
+            folder = Path(tempfile.mkdtemp(dir=prepared_in))
+            await self._run_first(self.environment | {"RELAY_DATA_DIR": str(folder)})
+            _prepared[PROJECT] = folder
+        return folder
+
+    async def _run_first(self, environment: Mapping[str, str]) -> None:
+        done = await run_manage("first_run", environment=environment, within=self.start_seconds)
+        if done.code:
+            raise AssertionError(f"first_run ended with {done.code}:\n{done.out}{done.err}")
+
     async def manage(self, *arguments: str, within: float = 20.0) -> Finished:
         """Runs `manage.py` with these arguments on the same data folder and environment."""
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "manage.py",
-            *arguments,
-            cwd=PROJECT,
-            env=self.environment,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
-        try:
-            async with asyncio.timeout(within):
-                out, err = await process.communicate()
-        except BaseException:
-            process.kill()
-            await process.wait()
-            raise
-        assert process.returncode is not None
-        return Finished(process.returncode, out.decode(), err.decode())
+        return await run_manage(*arguments, environment=self.environment, within=within)
 
     async def until_output(self, text: str, *, within: float = 5.0) -> str:
         """The first line of stdout or stderr, past or to come, that has `text` in it."""

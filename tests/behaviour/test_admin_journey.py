@@ -6,36 +6,21 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
-from collections.abc import AsyncIterator
 
 import pytest
-import pytest_asyncio
-from playwright.async_api import Browser, BrowserContext, Page, async_playwright, expect
+from playwright.async_api import Browser, BrowserContext, Page, expect
 
 from tests.origin import Origin, reply
-from tests.serving_ground import ServedProcess
+from tests.serving_ground import ADMIN_PASSWORD, ServedProcess
 
-PASSWORD = "a-password-for-the-journey"
 STEP_SECONDS = 15.0
 EFFECT_SECONDS = 2.0
 """An edit takes effect in every worker within this."""
 
 
-@pytest_asyncio.fixture
-async def browser() -> AsyncIterator[Browser]:
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if found is None:
-        pytest.fail("This test drives a browser: put chromium or google-chrome on PATH. `make test` installs it.")
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-gpu"])
-        yield browser
-        await browser.close()
-
-
 async def test_register_an_upstream_copy_its_url_and_fetch_through_it(browser: Browser, origin: Origin) -> None:
     origin.on(b"/base/greeting", reply(200, [(b"Content-Type", b"text/plain")], b"hello from the origin"))
-    async with ServedProcess(environment={"DJANGO_SUPERUSER_PASSWORD": PASSWORD}) as served:
+    async with ServedProcess() as served:
         context = await browser.new_context(base_url=served.url)
         await context.grant_permissions(["clipboard-read", "clipboard-write"], origin=served.url)
         page = await signed_in(context)
@@ -61,7 +46,7 @@ async def test_register_an_upstream_copy_its_url_and_fetch_through_it(browser: B
 
 @pytest.mark.timeout(180)
 async def test_issue_a_key_for_a_new_consumer_and_copy_it(browser: Browser, origin: Origin) -> None:
-    async with ServedProcess(environment={"DJANGO_SUPERUSER_PASSWORD": PASSWORD}) as served:
+    async with ServedProcess() as served:
         context = await browser.new_context(base_url=served.url)
         await context.grant_permissions(["clipboard-read", "clipboard-write"], origin=served.url)
         page = await signed_in(context)
@@ -107,7 +92,7 @@ async def signed_in(context: BrowserContext) -> Page:
     page = await context.new_page()
     await page.goto("/")
     await page.get_by_label("Username").fill("admin")
-    await page.get_by_label("Password").fill(PASSWORD)
+    await page.get_by_label("Password").fill(ADMIN_PASSWORD)
     await page.get_by_role("button", name="Log in").click()
     return page
 

@@ -7,19 +7,17 @@ else, and without anything that nobody there saved.
 from __future__ import annotations
 
 import asyncio
-import shutil
 from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, BrowserContext, Page, async_playwright, expect
+from playwright.async_api import Browser, BrowserContext, Page, expect
 
 from tests.origin import Origin, Received, reply
-from tests.serving_ground import ServedProcess
+from tests.serving_ground import ADMIN_PASSWORD, ServedProcess
 
 pytestmark = pytest.mark.timeout(400)  # a browser and a server each, on machines that do other things too
 
-PASSWORD = "a-password-for-the-victim"
 EFFECT_SECONDS = 20.0
 START_SECONDS = 90.0
 PATIENCE_MS = 30_000
@@ -99,25 +97,12 @@ SUBMIT = """([url, fields]) => {
 
 
 @pytest_asyncio.fixture
-async def browser() -> AsyncIterator[Browser]:
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if found is None:
-        pytest.fail("This test drives a browser: put chromium or google-chrome on PATH. `make test` installs it.")
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-gpu"])
-        yield browser
-        await browser.close()
-
-
-@pytest_asyncio.fixture
 async def served(origin: Origin) -> AsyncIterator[ServedProcess]:
     """Relay and admin at one host name."""
     for path, (kind, body) in HOSTILE.items():
         origin.on(path, reply(200, [(b"Content-Type", kind)], body))
     origin.on(b"/worker.js", reply(200, [(b"Content-Type", b"text/javascript"), (b"Service-Worker-Allowed", b"/")]))
-    async with ServedProcess(
-        environment={"DJANGO_SUPERUSER_PASSWORD": PASSWORD}, start_seconds=START_SECONDS
-    ) as served:
+    async with ServedProcess(start_seconds=START_SECONDS) as served:
         await register(served, origin)
         yield served
 
@@ -143,7 +128,7 @@ async def signed_in(browser: Browser, url: str) -> tuple[BrowserContext, Page]:
     page = await context.new_page()
     await page.goto(f"{url}/admin/")
     await page.get_by_label("Username").fill("admin")
-    await page.get_by_label("Password").fill(PASSWORD)
+    await page.get_by_label("Password").fill(ADMIN_PASSWORD)
     await page.get_by_role("button", name="Log in").click()
     await expect(page.get_by_role("heading", name="What to do here")).to_be_visible(timeout=PATIENCE_MS)
     return context, page
@@ -281,7 +266,6 @@ async def test_a_site_at_a_host_name_of_its_own_works_and_still_does_not_reach_t
     origin.on(b"/admin/", reply(200, [(b"Content-Type", b"text/html")], b"the site's own admin"))
     origin.on(b"/worker.js", reply(200, [(b"Content-Type", b"text/javascript")], b""))
     environment = {
-        "DJANGO_SUPERUSER_PASSWORD": PASSWORD,
         "RELAY_HOSTS": "<slug>.relay.localhost",
         "RELAY_ADMIN_HOSTS": "admin.localhost",
     }

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import AsyncIterator
 from html import escape
 from uuid import UUID
 
-import pytest
-import pytest_asyncio
-from playwright.async_api import Browser, async_playwright
+from playwright.async_api import Browser
 
 from relay import catalog
 from relay.catalog.roster import Consumer, Roster, SigningKey
@@ -21,17 +17,6 @@ from tests.origin import Origin, reply
 from tests.serving_ground import Ground
 
 ASCII = "".join(map(chr, range(0x20, 0x7F)))
-
-
-@pytest_asyncio.fixture
-async def browser() -> AsyncIterator[Browser]:
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if found is None:
-        pytest.fail("This test drives a browser: put chromium or google-chrome on PATH. `make test` installs it.")
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-gpu"])
-        yield browser
-        await browser.close()
 
 
 def signable(before: str, key: StoredKey) -> str:

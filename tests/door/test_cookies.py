@@ -8,10 +8,9 @@ from http.cookies import SimpleCookie
 import httpx
 
 from tests.origin import Origin, reply
-from tests.serving_ground import ServedProcess
+from tests.serving_ground import ADMIN_PASSWORD, ServedProcess
 
-PASSWORD = "a-password-for-the-cookies"
-BEHIND_TLS = {"RELAY_HTTPS_ONLY": "on", "TRUSTED_PROXIES": "127.0.0.1/32", "DJANGO_SUPERUSER_PASSWORD": PASSWORD}
+BEHIND_TLS = {"RELAY_HTTPS_ONLY": "on", "TRUSTED_PROXIES": "127.0.0.1/32"}
 SESSION, CSRF = "__Host-relay_session", "__Host-relay_csrf"
 
 
@@ -27,7 +26,7 @@ def cookies_of(answer: httpx.Response) -> SimpleCookie:
 async def signed_in(client: httpx.AsyncClient) -> SimpleCookie:
     """Both cookies. httpx keeps no secure cookies of plain http, so the test carries them."""
     csrf = cookies_of(await client.get("/admin/login/"))
-    form = {"username": "admin", "password": PASSWORD, "csrfmiddlewaretoken": csrf[CSRF].value}
+    form = {"username": "admin", "password": ADMIN_PASSWORD, "csrfmiddlewaretoken": csrf[CSRF].value}
     answer = await client.post("/admin/login/", data=form, headers={"Cookie": f"{CSRF}={csrf[CSRF].value}"})
     assert answer.status_code == 302
     return cookies_of(answer)

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import base64
-import shutil
 import time
-from collections.abc import AsyncIterator
 
 import pytest
-import pytest_asyncio
 from django_otp.oath import TOTP
-from playwright.async_api import Browser, Page, async_playwright, expect
+from playwright.async_api import Browser, Page, expect
 
 from config.middleware import CONTENT_SECURITY_POLICY
 from tests.origin import Origin, reply
-from tests.serving_ground import ServedProcess
+from tests.serving_ground import ADMIN_PASSWORD, ServedProcess
 
 pytestmark = pytest.mark.timeout(180)
 
-PASSWORD = "a-password-for-the-journey"
 ADMIN_PAGES = [
     "",
     "relay/upstream/",
@@ -35,18 +31,7 @@ ADMIN_PAGES = [
 ]
 
 
-@pytest_asyncio.fixture
-async def browser() -> AsyncIterator[Browser]:
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if found is None:
-        pytest.fail("This test drives a browser: put chromium or google-chrome on PATH. `make test` installs it.")
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-gpu"])
-        yield browser
-        await browser.close()
-
-
-async def give_password(page: Page, password: str = PASSWORD) -> None:
+async def give_password(page: Page, password: str = ADMIN_PASSWORD) -> None:
     await page.goto("/admin/relay/upstream/")
     await page.get_by_label("Username").fill("admin")
     await page.get_by_label("Password").fill(password)
@@ -60,7 +45,7 @@ def code_of(secret: str, *, steps: int = 0) -> str:
 
 
 async def test_password_then_second_factor_then_the_page_asked_for(browser: Browser) -> None:
-    environment = {"DJANGO_SUPERUSER_PASSWORD": PASSWORD, "RELAY_ADMIN_MFA": "on"}
+    environment = {"RELAY_ADMIN_MFA": "on"}
     async with ServedProcess(environment=environment, start_seconds=60) as served:
         page = await (await browser.new_context(base_url=served.url)).new_page()
         await give_password(page)
@@ -87,14 +72,14 @@ async def test_password_then_second_factor_then_the_page_asked_for(browser: Brow
 
 
 async def test_the_lock_in_a_browser_and_how_an_operator_opens_it(browser: Browser) -> None:
-    async with ServedProcess(environment={"DJANGO_SUPERUSER_PASSWORD": PASSWORD}, start_seconds=60) as served:
+    async with ServedProcess(start_seconds=60) as served:
         page = await (await browser.new_context(base_url=served.url)).new_page()
         for _ in range(5):
             await give_password(page, "wrong")
             await expect(page.get_by_text("Please enter the correct")).to_be_visible()
         await give_password(page)
         await expect(page.get_by_role("heading", name="Too many attempts")).to_be_visible()
-        assert PASSWORD not in "\n".join(served.output)
+        assert ADMIN_PASSWORD not in "\n".join(served.output)
         assert (await served.manage("axes_reset_username", "admin")).code == 0
         await page.get_by_role("link", name="Back to sign-in").click()
         await give_password(page)
@@ -105,7 +90,7 @@ async def test_no_page_of_the_admin_breaks_the_policy_and_relayed_pages_do_not_g
     browser: Browser, origin: Origin
 ) -> None:
     origin.on(b"/page", reply(200, [(b"Content-Type", b"text/html")], b"<p>hello"))
-    async with ServedProcess(environment={"DJANGO_SUPERUSER_PASSWORD": PASSWORD}, start_seconds=60) as served:
+    async with ServedProcess(start_seconds=60) as served:
         for_anyone = ("--access", "anyone", "--allow-network", "127.0.0.0/8")
         assert (await served.manage("upstreams", "add", "o", origin.url, *for_anyone)).code == 0
         page = await (await browser.new_context(base_url=served.url)).new_page()

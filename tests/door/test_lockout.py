@@ -239,7 +239,7 @@ def test_a_turn_is_given_back_whatever_happens_and_other_pages_need_none(monkeyp
 
 async def test_attempts_at_once_on_several_workers_try_no_more_passwords_than_allowed() -> None:
     async with (
-        ServedProcess(environment={"DJANGO_SUPERUSER_PASSWORD": RIGHT}, workers=2, start_seconds=60) as served,
+        ServedProcess(workers=2, start_seconds=60) as served,
         httpx.AsyncClient(base_url=served.url, timeout=60) as client,
     ):
         await client.get("/admin/login/")
