@@ -220,7 +220,7 @@ async def test_a_bomb_is_passed_on_as_it_is_both_ways(origin: Origin, relayed: R
 
 
 async def test_many_hung_answers_end_with_their_callers(origin: Origin, relayed: Relayed, ground: Ground) -> None:
-    relayed(max_concurrent=50, max_connections=50)
+    relayed(max_concurrent=50, max_connections=50, queue_timeout_seconds=0.2)
 
     async def silent(exchange: Exchange) -> None:
         await exchange.send(head_bytes(200, [(b"Content-Length", b"10")]))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import pytest
 from pytest_django.fixtures import Settings
 
+from relay.upstreams import wire
 from tests.attacks.conftest import Relayed, answer_to
 from tests.caller import Caller, Ended
 from tests.origin import Origin, upload_sink
@@ -241,8 +242,9 @@ async def test_what_an_early_answer_left_unread_is_no_request(origin: Origin, re
 
 @pytest.mark.parametrize("expect", [b"100-continue", b"100-Continue", b"200-ok", b"100-continue, 100-continue", b""])
 async def test_games_with_expectations_move_no_border(
-    origin: Origin, relayed: Relayed, ground: Ground, expect: bytes
+    origin: Origin, relayed: Relayed, ground: Ground, expect: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(wire, "CONTINUE_SECONDS", 0.05)  # this origin never says 100
     relayed()
     origin.on(b"/up", upload_sink())
     async with Caller(ground.port) as caller:

@@ -24,7 +24,7 @@ from tests.rules.test_paths import DOT_SEGMENTS, OUTSIDE
 from tests.serving_ground import ServedProcess
 
 REQUESTS = 10_000
-CALLERS = 16
+CALLERS = 64
 GROWTH_BYTES = 24 * 1024 * 1024
 METRICS_BYTES = 64 * 1024
 LINE_BYTES = 4 * MAX_PATH_BYTES + 1024
