@@ -14,6 +14,9 @@ SPEEDS = (*(keys.rate_key(*cell) for cell in keys.CELLS), keys.DOWNLOAD, keys.UP
 REST = (
     keys.AUTHORISED,
     keys.AUTHORISED_SHARE,
+    keys.SHARE_AT_256,
+    keys.SHARE_AT_1000,
+    keys.UPLOAD_SHARE,
     keys.MEDIAN_AT_1,
     keys.ADDED_AT_1,
     keys.FIRST_EVENT,

@@ -27,6 +27,12 @@ class Series:
     def __len__(self) -> int:
         return len(self._rounds)
 
+    @property
+    def last(self) -> float | None:
+        """The first key's value in the last round; None when that gave none."""
+        values = self._rounds[-1]
+        return None if values is None else values[0]
+
     def add(self, *values: float, errors: int = 0, foreign_share: float = 0.0) -> None:
         """A round's values, one for each key."""
         self._rounds.append(values)

@@ -37,6 +37,8 @@ EVENT_SAMPLES = 20
 WARM_UP_SECONDS = 1
 CONNECTED_A_SECOND = 250
 """wrk counts its time from before it connects, so cells of many connections get more of it: one second for as many."""
+LONG_BODIES_IN_TURN = 5
+"""Of each kind in a round: one takes a fraction of a second, in which a shared machine does what it likes."""
 LONG_BODIES = {keys.DOWNLOAD: (download, origins.LONG_BODY), keys.UPLOAD: (upload, origins.SINK)}
 
 
@@ -69,6 +71,9 @@ class Plan:
     relay_python: Path
     server_core: int | None
 
+    def seconds_at(self, connections: int) -> int:
+        return self.seconds + connections // CONNECTED_A_SECOND
+
 
 class Turns:
     """One peer, and what its turns in the rounds gave."""
@@ -80,14 +85,15 @@ class Turns:
         self.cells = {
             cell: Series(keys.rate_key(*cell), keys.p50_key(*cell), keys.p99_key(*cell)) for cell in keys.CELLS
         }
-        self.authorised = Series(keys.AUTHORISED, keys.AUTHORISED_SHARE)
+        self.shares = Series(keys.AUTHORISED, keys.AUTHORISED_SHARE, keys.SHARE_AT_256, keys.SHARE_AT_1000)
         self.long_bodies = {key: Series(key) for key in LONG_BODIES}
+        self.upload_share = Series(keys.UPLOAD_SHARE)
 
     def settle(self, ceiling: Ceiling) -> None:
         """Make figures of the rounds."""
         figures = self.figures
-        authorised = [self.authorised] if self.peer.knows_keys else []
-        for series in (self.idle_memory, *self.cells.values(), *authorised, *self.long_bodies.values()):
+        shares = [self.shares] if self.peer.knows_keys else []
+        for series in (self.idle_memory, *self.cells.values(), *shares, *self.long_bodies.values(), self.upload_share):
             series.settle(figures)
         try:
             figures.values[keys.MEDIAN_AT_1] = median_at_1 = figures[keys.p50_key("13 B", 1)]
@@ -131,7 +137,7 @@ def measure_ceiling(origin: Origin, *, seconds: int, rounds: int) -> Ceiling:
 
 
 def _take_turn(turn: Turns, number: int, plan: Plan) -> None:
-    """The rates of small bodies, then those of larger ones, those with a key, then long bodies."""
+    """The rates of small bodies, then those of larger ones, those to be compared with each other, then long bodies."""
     small, large = ({cell: turn.cells[cell] for cell in cells} for cells in (keys.SMALL_CELLS, keys.LARGE_CELLS))
     with a_round([turn.idle_memory, *small.values()], number), _running(turn.peer, plan) as serving:
         _check_bodies(serving, plan.origin)
@@ -144,14 +150,14 @@ def _take_turn(turn: Turns, number: int, plan: Plan) -> None:
         with _peak_watched(serving.server, turn.figures):
             _measure_rates(serving, large, number, plan)
     if turn.peer.knows_keys:
-        with a_round([turn.authorised], number), _running(turn.peer, plan) as serving:
-            _measure_authorised(serving, turn.authorised, plan)
+        with a_round([turn.shares], number), _running(turn.peer, plan) as serving:
+            _measure_shares(serving, turn.shares, plan)
     with (
-        a_round(list(turn.long_bodies.values()), number),
+        a_round([*turn.long_bodies.values(), turn.upload_share], number),
         _running(turn.peer, plan) as serving,
         _peak_watched(serving.server, turn.figures),
     ):
-        _measure_long_bodies(serving, turn.long_bodies, number)
+        _measure_long_bodies(serving, turn, number)
 
 
 def _measure_once(peer: Peer, figures: Figures, plan: Plan) -> None:
@@ -246,47 +252,61 @@ def _measure_rates(serving: Serving, cells: Mapping[tuple[str, int], Series], nu
             except Failed as failure:  # then the measurement says so
                 _say(f"  warm-up: {failure}")
             server.wait_until_quiet()
-            seconds = plan.seconds + connections // CONNECTED_A_SECOND
             with ForeignLoad(server) as foreign:
-                rate = put_load(url, connections=connections, seconds=seconds)
+                rate = put_load(url, connections=connections, seconds=plan.seconds_at(connections))
             series.add(rate.per_second, rate.p50_ms, rate.p99_ms, errors=rate.errors, foreign_share=foreign.share)
             _say(f"  {series.keys[0]}: {rate.per_second:,.0f}")
         server.wait_until_quiet()
 
 
-def _measure_authorised(serving: Serving, series: Series, plan: Plan) -> None:
-    """Open, authorised, authorised, open: whatever the machine does meanwhile falls on both alike."""
+def _measure_shares(serving: Serving, series: Series, plan: Plan) -> None:
+    """What is a share of the rate at 32 connections, and that rate, one after another and then backwards: whatever the
+    machine does meanwhile falls on all alike."""
     place = f"http://127.0.0.1:{serving.port}"
+    url = f"{place}{serving.prefix}{BODIES['13 B']}"
     ways = {
-        "open": (f"{place}{serving.prefix}{BODIES['13 B']}", ""),
-        "authorised": (f"{place}{serving.guarded_prefix}{BODIES['13 B']}", f"Relay-Key: {serving.key}"),
+        keys.rate_key("13 B", 32): (url, 32, ""),
+        keys.AUTHORISED: (f"{place}{serving.guarded_prefix}{BODIES['13 B']}", 32, f"Relay-Key: {serving.key}"),
+        keys.SHARE_AT_256: (url, 256, ""),
+        keys.SHARE_AT_1000: (url, 1000, ""),
     }
-    for url, header in ways.values():
-        put_load(url, connections=32, seconds=WARM_UP_SECONDS, header=header)
-    rates: dict[str, float] = dict.fromkeys(ways, 0.0)
+    for there, connections, header in ways.values():
+        put_load(there, connections=connections, seconds=WARM_UP_SECONDS, header=header)
+    rates = dict.fromkeys(ways, 0.0)
     errors = 0
-    serving.server.wait_until_quiet()
     with ForeignLoad(serving.server) as foreign:
-        for way in ("open", "authorised", "authorised", "open"):
-            url, header = ways[way]
-            rate = put_load(url, connections=32, seconds=plan.seconds, header=header)
+        for way in (*ways, *reversed(ways)):
+            there, connections, header = ways[way]
+            serving.server.wait_until_quiet()
+            rate = put_load(there, connections=connections, seconds=plan.seconds_at(connections), header=header)
             rates[way] += rate.per_second / 2
             errors += rate.errors
-    share = rates["authorised"] / rates["open"]
-    series.add(rates["authorised"], share, errors=errors, foreign_share=foreign.share)
-    _say(f"  {keys.AUTHORISED}: {rates['authorised']:,.0f}, {share:.3f} of the rate without")
+    at_32, *others = rates.values()
+    shares = [rate / at_32 for rate in others]
+    series.add(rates[keys.AUTHORISED], *shares, errors=errors, foreign_share=foreign.share)
+    _say(f"  {', '.join(f'{share:.3f} {key}' for key, share in zip(series.keys[1:], shares, strict=True))}")
 
 
-def _measure_long_bodies(serving: Serving, long_bodies: Mapping[str, Series], number: int) -> None:
-    for key, series in long_bodies.items():
-        transfer, path = LONG_BODIES[key]
-        with a_round([series], number, serving=serving):
-            transfer(serving.port, serving.prefix + path, total=origins.LONG_BYTES)
-            with ForeignLoad(serving.server) as foreign:
-                seconds = transfer(serving.port, serving.prefix + path, total=origins.LONG_BYTES)
-            series.add(origins.LONG_BYTES / seconds / 1e6, foreign_share=foreign.share)
-            _say(f"  {key}: {origins.LONG_BYTES / seconds / 1e6:,.0f}")
-        serving.server.wait_until_quiet()
+def _measure_long_bodies(serving: Serving, turn: Turns, number: int) -> None:
+    """Down and up in turn, after one each to warm up."""
+    seconds: dict[str, list[float]] = {key: [] for key in LONG_BODIES}
+    with ForeignLoad(serving.server) as foreign:
+        for _ in range(1 + LONG_BODIES_IN_TURN):
+            for key, (transfer, path) in LONG_BODIES.items():
+                series = turn.long_bodies[key]
+                if len(series) < number:  # so far all went well
+                    with a_round([series], number, serving=serving):
+                        seconds[key].append(transfer(serving.port, serving.prefix + path, total=origins.LONG_BYTES))
+                    serving.server.wait_until_quiet()
+    for key, series in turn.long_bodies.items():
+        if len(series) < number:
+            speed = origins.LONG_BYTES / median(seconds[key][1:]) / 1e6
+            series.add(speed, foreign_share=foreign.share)
+            _say(f"  {key}: {speed:,.0f}")
+    down, up = (turn.long_bodies[key].last for key in (keys.DOWNLOAD, keys.UPLOAD))
+    if down is None or up is None:
+        raise Failed("one of the two has no figure")
+    turn.upload_share.add(up / down)
 
 
 def _measure_first_event(serving: Serving, figures: Figures) -> None:

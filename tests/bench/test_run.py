@@ -58,8 +58,9 @@ class Stage:
         self.refuse_start: Callable[[str], None] = lambda peer: None
         self.server = StandIn()
         self.knows_keys = False
+        self.transfer: Callable[[str], float] = lambda path: 0.5
         self.shown: list[tuple[str, str]] = []
-        """The upstream and the header line of each load of an authorised turn."""
+        """The upstream and the header line of each load."""
 
     def measure(self, *peers: str, rounds: int = 1) -> list[Figures]:
         plan = Plan(
@@ -100,7 +101,7 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> Stage:
 
     def transfer(port: int, path: str, *, total: int) -> float:
         stage.done.append(("transfer", path))
-        return 0.5
+        return stage.transfer(path)
 
     monkeypatch.setattr(bench_run, "running", running)
     monkeypatch.setattr(bench_run, "put_load", put_load)
@@ -118,7 +119,7 @@ def measured_seconds(cell: tuple[str, int]) -> int:
 def turn(peer: str) -> list[tuple[Any, ...]]:
     """What one peer's turn in a round is to be."""
     small, large = ([("load", cell, measured_seconds(cell)) for cell in cells] for cells in (SMALL, LARGE))
-    long = [("transfer", f"/relay/origin/{name}") for name in ("200m", "200m", "sink", "sink")]
+    long = [("transfer", f"/relay/origin/{name}") for name in ("200m", "sink")] * 6
     return [("start", peer), *small, ("start", peer), *large, ("start", peer), *long]
 
 
@@ -234,18 +235,48 @@ def test_help_says_how_long_a_run_takes(capsys: pytest.CaptureFixture[str]) -> N
     assert "about 32 minutes" in capsys.readouterr().out
 
 
-def test_with_a_key_and_without_are_measured_in_turn_on_one_fresh_server(stage: Stage) -> None:
+def test_what_is_a_share_of_the_rate_at_32_is_measured_beside_it_there_and_back_on_one_fresh_server(
+    stage: Stage,
+) -> None:
     stage.knows_keys = True
     guarded = ("guarded", "Relay-Key: rk_key")
-    stage.rate = lambda cell, seconds: Rate(90.0 if stage.shown[-1] == guarded else 100.0, 0.5, 1.0, 0)
+    speeds = {1: 50.0, 32: 100.0, 256: 97.0, 1000: 91.0}
+    stage.rate = lambda cell, seconds: Rate(90.0 if stage.shown[-1] == guarded else speeds[cell[1]], 0.5, 1.0, 0)
     [figures] = stage.measure("relay")
-    assert (figures.values[keys.AUTHORISED], figures.values[keys.AUTHORISED_SHARE]) == (90.0, 0.9)
+    shares = (keys.AUTHORISED_SHARE, keys.SHARE_AT_256, keys.SHARE_AT_1000)
+    assert figures.values[keys.AUTHORISED] == 90.0
+    assert [figures.values[key] for key in shares] == pytest.approx([0.9, 0.97, 0.91])
     before = 2 * len(SMALL + LARGE)  # each with its warm-up
-    beside = [("origin", ""), guarded, ("origin", ""), guarded, guarded, ("origin", "")]
-    assert stage.shown == [("origin", "")] * before + beside
-    assert [what[0] for what in stage.done].count("start") == len(("small", "large", "with a key", "long", "once"))
+    there = [(32, ("origin", "")), (32, guarded), (256, ("origin", "")), (1000, ("origin", ""))]
+    loads = [what[1][1] for what in stage.done if what[0] == "load"]
+    assert list(zip(loads, stage.shown, strict=True))[before:] == [*there, *there, *reversed(there)]
+    assert [what[0] for what in stage.done].count("start") == len(("small", "large", "shares", "long", "once"))
+
+
+def test_a_round_of_long_bodies_is_the_median_of_five_and_its_share_its_own(stage: Stage) -> None:
+    downs = iter([9.0, 0.5, 0.4, 0.5, 4.0, 0.5, 9.0, 1.0, 1.0, 1.0, 1.0, 1.0])  # each round's first is to warm up
+    stage.transfer = lambda path: next(downs) if path.endswith("200m") else 1.0
+    [figures] = stage.measure("relay", rounds=2)
+    assert figures.rounds[keys.DOWNLOAD] == [400.0, 200.0]
+    assert figures.rounds[keys.UPLOAD] == [200.0, 200.0]
+    assert figures.rounds[keys.UPLOAD_SHARE] == [0.5, 1.0]
+
+
+def test_an_upload_that_fails_leaves_the_download_its_figure(stage: Stage) -> None:
+    def transfer(path: str) -> float:
+        if path.endswith("sink"):
+            raise Failed("answered with 413 Content Too Large")
+        return 0.5
+
+    stage.transfer = transfer
+    [figures] = stage.measure("example")
+    assert figures.values[keys.DOWNLOAD] == 400.0
+    assert figures.remarks[keys.UPLOAD] == "answered with 413 Content Too Large"
+    assert figures.remarks[keys.UPLOAD_SHARE] == "one of the two has no figure"
+    assert [what[1] for what in stage.done if what[0] == "transfer"].count("/relay/origin/sink") == 1
 
 
 def test_peers_without_keys_have_no_figure_and_no_remark_for_it(stage: Stage) -> None:
     [figures] = stage.measure("example")
-    assert not {keys.AUTHORISED, keys.AUTHORISED_SHARE} & (figures.values.keys() | figures.remarks.keys())
+    shares = {keys.AUTHORISED, keys.AUTHORISED_SHARE, keys.SHARE_AT_256, keys.SHARE_AT_1000}
+    assert not shares & (figures.values.keys() | figures.remarks.keys())
