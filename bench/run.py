@@ -17,7 +17,7 @@ from statistics import median
 from bench import figures as keys
 from bench import origin as origins
 from bench.figures import Figures
-from bench.load import put_load
+from bench.load import put_load, put_load_in_phases
 from bench.origin import BODIES, Origin
 from bench.peers import Peer, Serving, running
 from bench.processes import Failed, ForeignLoad, MemoryWatch, Server
@@ -37,6 +37,8 @@ EVENT_SAMPLES = 20
 WARM_UP_SECONDS = 1
 CONNECTED_A_SECOND = 250
 """wrk counts its time from before it connects, so cells of many connections get more of it: one second for as many."""
+SECONDS_OF_PHASES = 4
+"""As many times a cell's."""
 LONG_BODIES_IN_TURN = 5
 """Of each kind in a round: one takes a fraction of a second, in which a shared machine does what it likes."""
 LONG_BODIES = {keys.DOWNLOAD: (download, origins.LONG_BODY), keys.UPLOAD: (upload, origins.SINK)}
@@ -260,30 +262,29 @@ def _measure_rates(serving: Serving, cells: Mapping[tuple[str, int], Series], nu
 
 
 def _measure_shares(serving: Serving, series: Series, plan: Plan) -> None:
-    """What is a share of the rate at 32 connections, and that rate, one after another and then backwards: whatever the
-    machine does meanwhile falls on all alike."""
+    """With a key and without, in turn on the same connections; then the rates at more connections and at 32, there and
+    back. Whatever the machine does meanwhile falls on all alike."""
     place = f"http://127.0.0.1:{serving.port}"
-    url = f"{place}{serving.prefix}{BODIES['13 B']}"
-    ways = {
-        keys.rate_key("13 B", 32): (url, 32, ""),
-        keys.AUTHORISED: (f"{place}{serving.guarded_prefix}{BODIES['13 B']}", 32, f"Relay-Key: {serving.key}"),
-        keys.SHARE_AT_256: (url, 256, ""),
-        keys.SHARE_AT_1000: (url, 1000, ""),
-    }
-    for there, connections, header in ways.values():
-        put_load(there, connections=connections, seconds=WARM_UP_SECONDS, header=header)
-    rates = dict.fromkeys(ways, 0.0)
-    errors = 0
+    paths = (serving.prefix + BODIES["13 B"], serving.guarded_prefix + BODIES["13 B"])
     with ForeignLoad(serving.server) as foreign:
-        for way in (*ways, *reversed(ways)):
-            there, connections, header = ways[way]
+        phases = put_load_in_phases(
+            place,
+            paths,
+            header=("Relay-Key", serving.key),
+            connections=32,
+            seconds=WARM_UP_SECONDS + SECONDS_OF_PHASES * plan.seconds,
+        )
+        ways = (32, 256, 1000)
+        rates = dict.fromkeys(ways, 0.0)
+        errors = phases.errors
+        for connections in (*ways, *reversed(ways)):
             serving.server.wait_until_quiet()
-            rate = put_load(there, connections=connections, seconds=plan.seconds_at(connections), header=header)
-            rates[way] += rate.per_second / 2
+            seconds = plan.seconds_at(connections)
+            rate = put_load(place + paths[0], connections=connections, seconds=seconds)
+            rates[connections] += rate.per_second
             errors += rate.errors
-    at_32, *others = rates.values()
-    shares = [rate / at_32 for rate in others]
-    series.add(rates[keys.AUTHORISED], *shares, errors=errors, foreign_share=foreign.share)
+    shares = (phases.second / phases.first, rates[256] / rates[32], rates[1000] / rates[32])
+    series.add(phases.second, *shares, errors=errors, foreign_share=foreign.share)
     _say(f"  {', '.join(f'{share:.3f} {key}' for key, share in zip(series.keys[1:], shares, strict=True))}")
 
 

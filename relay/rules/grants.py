@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from relay.rules.paths import check_path
 
+_SLASH = ord("/")
+
 
 @dataclass(frozen=True, slots=True)
 class Grant:
@@ -21,11 +23,15 @@ class Grant:
 
         A grant of GET has HEAD in it, as in RFC 9110 section 9.3.2: the same without a body.
         """
-        if not self.methods and not self.prefixes:
-            return True
-        if self.methods and method not in self.methods and not (method == "HEAD" and "GET" in self.methods):
+        methods = self.methods
+        if methods and method not in methods and not (method == "HEAD" and "GET" in methods):
             return False
-        return not self.prefixes or any(is_below(path, prefix) for prefix in self.prefixes)
+        if not self.prefixes:
+            return True
+        for prefix in self.prefixes:  # noqa: SIM110 - a generator would cost more than all of this
+            if is_below(path, prefix):
+                return True
+        return False
 
     def covers(self, other: Grant) -> bool:
         """Whether it allows all that `other` does."""
@@ -39,7 +45,10 @@ def is_below(path: bytes, prefix: bytes) -> bool:
 
     Compared byte for byte: another spelling of the same path is not below it, which refuses and never opens.
     """
-    return path == prefix or path.startswith(prefix if prefix.endswith(b"/") else prefix + b"/")
+    if not path.startswith(prefix):
+        return False
+    length = len(prefix)
+    return len(path) == length or path[length] == _SLASH or prefix.endswith(b"/")
 
 
 def allow(grants: Iterable[Grant], method: str, path: bytes) -> bool:

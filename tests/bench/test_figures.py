@@ -9,7 +9,7 @@ import pytest
 from bench import figures as keys
 from bench.figures import Figures
 from bench.goals import GOALS, Verdict, judge
-from bench.load import parse_wrk
+from bench.load import parse_phases, parse_wrk
 from bench.processes import Failed
 from bench.report import as_data, as_text, significant
 
@@ -48,6 +48,16 @@ def test_error_answers_count_as_errors_and_not_as_rate() -> None:
     assert (rate.per_second, rate.errors) == (300, 403)
 
 
+def test_phases_are_rates_by_the_time_of_each_kind() -> None:
+    phases = parse_phases('PHASES {"requests":[1000,500],"micros":[500000,500000],"errors":2}\n')
+    assert (phases.first, phases.second, phases.errors) == (2000, 1000, 2)
+
+
+def test_phases_that_were_not_whole_are_no_figure() -> None:
+    with pytest.raises(Failed, match=r"^no whole phase of each kind"):
+        parse_phases('PHASES {"requests":[1000,0],"micros":[500000,0],"errors":0}\n')
+
+
 @pytest.mark.parametrize(
     ("output", "reason"),
     [
@@ -74,7 +84,7 @@ def at_the_bounds() -> dict[str, Figures]:
         keys.GROWTH_DOWN: 23.9,
         keys.GROWTH_UP: 23.9,
         keys.PER_STREAM: 24.9,
-        keys.AUTHORISED_SHARE: 0.9,
+        keys.AUTHORISED_SHARE: 0.909,
     }
     return {
         "relay": full("relay", **figures),

@@ -16,7 +16,7 @@ from bench import __main__ as command
 from bench import figures as keys
 from bench import run as bench_run
 from bench.figures import Figures
-from bench.load import Rate
+from bench.load import Phases, Rate
 from bench.origin import BODIES, Origin, OriginEnded
 from bench.peers import Peer, Serving
 from bench.processes import Failed, Server
@@ -59,8 +59,6 @@ class Stage:
         self.server = StandIn()
         self.knows_keys = False
         self.transfer: Callable[[str], float] = lambda path: 0.5
-        self.shown: list[tuple[str, str]] = []
-        """The upstream and the header line of each load."""
 
     def measure(self, *peers: str, rounds: int = 1) -> list[Figures]:
         plan = Plan(
@@ -94,10 +92,15 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> Stage:
         yield Serving(server, port=8000, prefix="/relay/origin", guarded_prefix="/relay/guarded", key="rk_key")
 
     def put_load(url: str, *, connections: int, seconds: int, header: str = "") -> Rate:
-        stage.shown.append((url.split("/")[-2], header))
         cell = (sizes["/" + url.rpartition("/")[2]], connections)
         stage.done.append(("load", cell, seconds))
         return stage.rate(cell, seconds)
+
+    def put_load_in_phases(
+        place: str, paths: tuple[str, str], *, header: tuple[str, str], connections: int, seconds: int
+    ) -> Phases:
+        stage.done.append(("phases", paths, header, seconds))
+        return Phases(100.0, 90.0, 0)
 
     def transfer(port: int, path: str, *, total: int) -> float:
         stage.done.append(("transfer", path))
@@ -105,6 +108,7 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> Stage:
 
     monkeypatch.setattr(bench_run, "running", running)
     monkeypatch.setattr(bench_run, "put_load", put_load)
+    monkeypatch.setattr(bench_run, "put_load_in_phases", put_load_in_phases)
     monkeypatch.setattr(bench_run, "fetch", lambda port, path: b"")
     monkeypatch.setattr(bench_run, "time_to_first_event", lambda port, path: 0.002)
     monkeypatch.setattr(bench_run, "LONG_BODIES", {key: (transfer, path) for key, (_, path) in LONG_BODIES.items()})
@@ -235,22 +239,20 @@ def test_help_says_how_long_a_run_takes(capsys: pytest.CaptureFixture[str]) -> N
     assert "about 32 minutes" in capsys.readouterr().out
 
 
-def test_what_is_a_share_of_the_rate_at_32_is_measured_beside_it_there_and_back_on_one_fresh_server(
-    stage: Stage,
-) -> None:
+def test_shares_are_of_what_is_measured_beside_it_there_and_back_on_one_fresh_server(stage: Stage) -> None:
     stage.knows_keys = True
-    guarded = ("guarded", "Relay-Key: rk_key")
     speeds = {1: 50.0, 32: 100.0, 256: 97.0, 1000: 91.0}
-    stage.rate = lambda cell, seconds: Rate(90.0 if stage.shown[-1] == guarded else speeds[cell[1]], 0.5, 1.0, 0)
+    stage.rate = lambda cell, seconds: Rate(speeds[cell[1]], 0.5, 1.0, 0)
     [figures] = stage.measure("relay")
     shares = (keys.AUTHORISED_SHARE, keys.SHARE_AT_256, keys.SHARE_AT_1000)
     assert figures.values[keys.AUTHORISED] == 90.0
     assert [figures.values[key] for key in shares] == pytest.approx([0.9, 0.97, 0.91])
-    before = 2 * len(SMALL + LARGE)  # each with its warm-up
-    there = [(32, ("origin", "")), (32, guarded), (256, ("origin", "")), (1000, ("origin", ""))]
-    loads = [what[1][1] for what in stage.done if what[0] == "load"]
-    assert list(zip(loads, stage.shown, strict=True))[before:] == [*there, *there, *reversed(there)]
-    assert [what[0] for what in stage.done].count("start") == len(("small", "large", "shares", "long", "once"))
+    phases = ("phases", ("/relay/origin/13", "/relay/guarded/13"), ("Relay-Key", "rk_key"), 9)
+    there = [
+        ("load", ("13 B", connections), measured_seconds(("13 B", connections))) for connections in (32, 256, 1000)
+    ]
+    begun = stage.done.index(phases)
+    assert stage.done[begun - 1 : begun + 7] == [("start", "relay"), phases, *there, *reversed(there)]
 
 
 def test_a_round_of_long_bodies_is_the_median_of_five_and_its_share_its_own(stage: Stage) -> None:
