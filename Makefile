@@ -5,8 +5,8 @@
 #   make bench   the side-by-side measurement  make lock    pin the newest versions that pyproject.toml allows
 #   make soak    look for lost requests and leaks for SOAK_MINUTES (10); soak-streams: hold STREAMS (10000) idle event
 #                streams for STREAM_MINUTES (5); soak-readers: 500 slow readers
-# Variables: PYTHON (which to make the environment with), VENV (where it is), PYTEST_ARGS, BENCH_ARGS, FUZZ_SECONDS,
-#   SOAK_ARGS.
+# Variables: PYTHON (which to make the environment with), VENV (where it is), PYTEST_ARGS, TEST_PROCESSES (one more than
+#   cores), BENCH_ARGS, FUZZ_SECONDS, SOAK_ARGS.
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := run
@@ -23,6 +23,10 @@ SOAK_MINUTES ?= 10
 STREAMS ?= 10000
 STREAM_MINUTES ?= 5
 
+# One process more than cores: many tests wait for processes of their own. The long ones are left to whoever is free.
+TEST_PROCESSES ?= $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1)))
+AT_ONCE = -n $(TEST_PROCESSES) --dist worksteal
+
 OLD_ENOUGH = -c 'import sys; sys.exit(sys.version_info < (3, 11))'
 PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 	if $$python $(OLD_ENOUGH) >/dev/null 2>&1; then command -v $$python; break; fi; done)
@@ -35,10 +39,10 @@ run: $(VENV)/.installed
 	@WEB_CONCURRENCY=$${WEB_CONCURRENCY:-1} exec $(VENV)/bin/python manage.py serve
 
 test: $(VENV)/.installed-dev chromium
-	$(VENV)/bin/python -X dev -m pytest -n auto $(PYTEST_ARGS)
+	$(VENV)/bin/python -X dev -m pytest $(AT_ONCE) $(PYTEST_ARGS)
 
 coverage: $(VENV)/.installed-dev chromium
-	$(VENV)/bin/python -m pytest -n auto --cov --cov-report= $(PYTEST_ARGS)
+	$(VENV)/bin/python -m pytest $(AT_ONCE) --cov --cov-report= $(PYTEST_ARGS)
 	$(VENV)/bin/python -m coverage report --include='relay/rules/*' --fail-under=100
 	$(VENV)/bin/python -m coverage report --include='relay/*' --fail-under=90
 

@@ -171,9 +171,9 @@ def disk_with_room_for(size: int) -> Iterator[None]:
 
 
 prepared_in: Path | None = None
-"""Where `_prepared` are made; None is the system's folder for temporary files."""
+"""Where those of `_prepared` are made; None is the system's folder for temporary files."""
 _prepared: dict[Path, Path] = {}
-"""Data folders as `first_run` made them, by project: thirty tests need one each."""
+"""Data folders as `first_run` made them, by project."""
 
 
 async def run_manage(*arguments: str, environment: Mapping[str, str], within: float) -> Finished:
@@ -270,17 +270,14 @@ class ServedProcess:
         if not is_new or any(name in self._added for name in SHAPES_FIRST_RUN):
             await self._run_first(self.environment)
             return
-        prepared = await self._prepared()
-        # What a file is newer than may matter, and a key's mode does.
+        prepared = _prepared.get(PROJECT)
+        if prepared is None:
+            prepared = Path(tempfile.mkdtemp(dir=prepared_in))
+            bare = {name: value for name, value in self.environment.items() if name not in self._added}
+            await self._run_first(bare | {"RELAY_DATA_DIR": str(prepared)})
+            _prepared[PROJECT] = prepared
+        # With times and modes: a file of secrets is its owner's alone.
         await asyncio.to_thread(shutil.copytree, prepared, self.data_dir, dirs_exist_ok=True)
-
-    async def _prepared(self) -> Path:
-        folder = _prepared.get(PROJECT)
-        if folder is None:
-            folder = Path(tempfile.mkdtemp(dir=prepared_in))
-            await self._run_first(self.environment | {"RELAY_DATA_DIR": str(folder)})
-            _prepared[PROJECT] = folder
-        return folder
 
     async def _run_first(self, environment: Mapping[str, str]) -> None:
         done = await run_manage("first_run", environment=environment, within=self.start_seconds)
