@@ -81,13 +81,13 @@ def _bench(options: argparse.Namespace, folder: Path) -> int:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     names = [peer.name for peer in PEERS]
     parser = argparse.ArgumentParser(
-        prog="python -m bench", description="Measure the relay beside its peers. All of it takes about 32 minutes."
+        prog="python -m bench", description="Measure the relay beside its peers. All of it takes about 40 minutes."
     )
     parser.add_argument("--rounds", type=int, metavar="N", help="of all rates and long bodies (3): the median counts")
     parser.add_argument("--seconds", type=int, metavar="N", help="wrk's time for each cell of a round (3)")
     parser.add_argument("--only", metavar="PEER,...", help=f"of {','.join(names)}")
     parser.add_argument(
-        "--skip-memory", action="store_true", help="leave out what takes 2 GB or 1,000 streams: about 25 minutes"
+        "--skip-memory", action="store_true", help="leave out what takes 2 GB or 1,000 streams: about 30 minutes"
     )
     parser.add_argument(
         "--quick",

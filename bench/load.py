@@ -74,8 +74,11 @@ def _run_wrk(
 
 
 def parse_phases(output: str) -> Phases:
-    """Read the line that `phases.lua` printed. Raises Failed when there was no whole phase of each kind."""
+    """Read the line that `phases.lua` printed. Raises Failed when there was no whole phase of each kind, and for
+    answers of 400 and above, of which nobody knows to which kind they were."""
     figures = _figures(output, PHASES_MARK)
+    if figures["status"]:
+        raise Failed(f"{figures['status']:,} answers were errors")
     if not all(figures["requests"]):
         raise Failed("no whole phase of each kind in the time of the cell")
     first, second = (

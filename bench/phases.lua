@@ -44,7 +44,7 @@ end
 done = function(summary)
   local errors = summary.errors
   io.write(string.format(
-    'PHASES {"requests":[%d,%d],"micros":[%d,%d],"errors":%d}\n',
+    'PHASES {"requests":[%d,%d],"micros":[%d,%d],"status":%d,"errors":%d}\n',
     the_thread:get("timed_1"), the_thread:get("timed_2"), the_thread:get("micros_1"), the_thread:get("micros_2"),
-    errors.connect + errors.read + errors.write + errors.status + errors.timeout))
+    errors.status, errors.connect + errors.read + errors.write + errors.timeout))
 end

@@ -275,6 +275,8 @@ def _measure_shares(serving: Serving, series: Series, plan: Plan) -> None:
             seconds=WARM_UP_SECONDS + SECONDS_OF_PHASES * plan.seconds,
         )
         ways = (32, 256, 1000)
+        for connections in ways:
+            put_load(place + paths[0], connections=connections, seconds=WARM_UP_SECONDS)
         rates = dict.fromkeys(ways, 0.0)
         errors = phases.errors
         for connections in (*ways, *reversed(ways)):

@@ -49,13 +49,17 @@ def test_error_answers_count_as_errors_and_not_as_rate() -> None:
 
 
 def test_phases_are_rates_by_the_time_of_each_kind() -> None:
-    phases = parse_phases('PHASES {"requests":[1000,500],"micros":[500000,500000],"errors":2}\n')
+    phases = parse_phases('PHASES {"requests":[1000,500],"micros":[500000,500000],"status":0,"errors":2}\n')
     assert (phases.first, phases.second, phases.errors) == (2000, 1000, 2)
 
 
-def test_phases_that_were_not_whole_are_no_figure() -> None:
-    with pytest.raises(Failed, match=r"^no whole phase of each kind"):
-        parse_phases('PHASES {"requests":[1000,0],"micros":[500000,0],"errors":0}\n')
+@pytest.mark.parametrize(
+    ("second", "status", "reason"),
+    [(0, 0, "no whole phase of each kind in the time of the cell"), (500, 1200, "1,200 answers were errors")],
+)
+def test_phases_that_were_not_whole_or_not_well_are_no_figure(second: int, status: int, reason: str) -> None:
+    with pytest.raises(Failed, match=f"^{reason}$"):
+        parse_phases(f'PHASES {{"requests":[900,{second}],"micros":[900,{second}],"status":{status},"errors":0}}\n')
 
 
 @pytest.mark.parametrize(
