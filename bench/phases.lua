@@ -7,7 +7,7 @@ ffi.cdef [[
   int clock_gettime(int clock, phases_time *time);
 ]]
 local MONOTONIC = 1
-local PHASE = 600    -- requests: a tenth of a second
+local PHASE = 600    -- requests: a fraction of a second
 local IN_FLIGHT = 64 -- of them are not timed: those before them, of the other kind, may still be under way
 
 local function now()

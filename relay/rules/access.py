@@ -44,10 +44,8 @@ def check_key(*, shown: bool, expires_at: float | None, now: float) -> None:
 
 def check_grants(held: Sequence[grants.Grant], method: str, path: bytes) -> None:
     """Raises `NotGranted` unless one of the grants held at this upstream has method and path."""
-    for grant in held:
-        if grant.allows(method, path):
-            return
-    raise NotGranted("no grant here" if not held else "outside of its grants", headers=INSUFFICIENT_SCOPE)
+    if not grants.allow(held, method, path):
+        raise NotGranted("no grant here" if not held else "outside of its grants", headers=INSUFFICIENT_SCOPE)
 
 
 def check_worker(*, registers_worker: bool, own_host: bool) -> None:
