@@ -111,17 +111,20 @@ $(VENV)/bin/python $(VENV_BENCH)/bin/python:
 	@"$(PYTHON)" $(OLD_ENOUGH) || { echo "$(PYTHON) is older than Python 3.11: run make with PYTHON=/path/to/a/newer/one." >&2; exit 1; }
 	@"$(PYTHON)" -m venv "$(@D)/.." || { echo "$(PYTHON) cannot make a virtual environment: install its venv module (Debian: apt-get install python3-venv)." >&2; exit 1; }
 
-# The browser test drives whichever of these is there.
+# The browser tests drive whichever of these is there. The first is the same browser without windows, and starts sooner.
 chromium:
-	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || { \
-		as_root=; test "$$(id -u)" = 0 || as_root="sudo -n"; \
-		if command -v apt-get >/dev/null && $$as_root true 2>/dev/null; then \
-			echo "Installing chromium for the browser test"; \
-			$$as_root apt-get update -qq && \
-			$$as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium >/dev/null; \
-		else \
-			echo "The browser test needs chromium or google-chrome on PATH: install one of them." >&2; exit 1; \
-		fi; }
+	@for name in chromium-headless-shell chromium chromium-browser google-chrome; do \
+		command -v "$$name" >/dev/null && exit; \
+	done; \
+	as_root=; test "$$(id -u)" = 0 || as_root="sudo -n"; \
+	if command -v apt-get >/dev/null && $$as_root true 2>/dev/null; then \
+		echo "Installing chromium for the browser tests"; \
+		$$as_root apt-get update -qq && \
+		package=$$(apt-cache show chromium-headless-shell >/dev/null 2>&1 && echo chromium-headless-shell || echo chromium) && \
+		$$as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$package >/dev/null; \
+	else \
+		echo "The browser tests need chromium or google-chrome on PATH: install one of them." >&2; exit 1; \
+	fi
 
 # Debian keeps nginx where only root's PATH looks.
 load-tools:

@@ -7,17 +7,26 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
 
+import dj_database_url
 import pytest
 import pytest_asyncio
 import trustme
+from django.core.management import call_command
+from django.db import connections
 from hypothesis import HealthCheck, settings
 from playwright.async_api import Browser, async_playwright
 
+from config.settings import _database as with_options
 from tests import serving_ground
 from tests.caller import Caller
+from tests.once import common_folder, made_once
 from tests.origin import Origin
 from tests.serving_ground import Ground
+
+BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 
 # How fast examples are made says something about the machine, nothing about the relay.
 settings.register_profile("any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -33,7 +42,38 @@ def authority() -> trustme.CA:
 @pytest.fixture(scope="session", autouse=True)
 def prepared_in_base_temp(tmp_path_factory: pytest.TempPathFactory) -> None:
     """What served processes copy is made where pytest clears up."""
-    serving_ground.prepared_in = tmp_path_factory.mktemp("prepared")
+    serving_ground.prepared_in = common_folder(tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def migrated_file(
+    tmp_path_factory: pytest.TempPathFactory, django_test_environment: None, django_db_blocker: Any
+) -> Path:
+    """A SQLite file as `migrate` leaves it, to be copied."""
+
+    def migrate(path: Path) -> None:
+        usual, usual_connection = connections.settings["default"], connections["default"]
+        connections.settings["default"] = {**usual, **with_options(dict(dj_database_url.parse(f"sqlite:///{path}")))}
+        del connections["default"]
+        try:
+            with django_db_blocker.unblock():
+                call_command("migrate", verbosity=0)
+                connections["default"].close()
+        finally:
+            connections.settings["default"] = usual
+            connections["default"] = usual_connection
+
+    return made_once(common_folder(tmp_path_factory) / "migrated.sqlite3", migrate)
+
+
+@pytest.fixture(scope="session")
+def django_db_keepdb(request: pytest.FixtureRequest, django_db_modify_db_settings: None) -> bool:
+    """pytest-django's, but a SQLite database begins as a copy of the migrated one, which it then takes as it is."""
+    database = connections.settings["default"]
+    if not database["ENGINE"].endswith("sqlite3"):
+        return bool(request.config.getvalue("reuse_db"))
+    shutil.copyfile(request.getfixturevalue("migrated_file"), database["TEST"]["NAME"])
+    return True
 
 
 @pytest_asyncio.fixture
@@ -44,7 +84,7 @@ async def origin() -> AsyncIterator[Origin]:
 
 @pytest_asyncio.fixture
 async def browser() -> AsyncIterator[Browser]:
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
     if found is None:
         pytest.fail("This test drives a browser: put chromium or google-chrome on PATH. `make test` installs it.")
     async with async_playwright() as playwright:

@@ -25,6 +25,7 @@ from typing import Any, Self
 import uvicorn
 
 from tests.caller import Caller
+from tests.once import made_once
 
 Message = MutableMapping[str, Any]
 Application = Callable[[Message, Callable[[], Awaitable[Any]], Callable[[Any], Awaitable[None]]], Awaitable[None]]
@@ -171,9 +172,7 @@ def disk_with_room_for(size: int) -> Iterator[None]:
 
 
 prepared_in: Path | None = None
-"""Where those of `_prepared` are made; None is the system's folder for temporary files."""
-_prepared: dict[Path, Path] = {}
-"""Data folders as `first_run` made them, by project."""
+"""Where a data folder is kept as `first_run` made it; None for not at all."""
 
 
 async def run_manage(*arguments: str, environment: Mapping[str, str], within: float) -> Finished:
@@ -267,15 +266,15 @@ class ServedProcess:
     async def _prepare(self) -> None:
         """Let `first_run` make the data folder, or copy what it made before."""
         is_new = not self.data_dir.exists() or not any(self.data_dir.iterdir())
-        if not is_new or any(name in self._added for name in SHAPES_FIRST_RUN):
+        if not is_new or prepared_in is None or any(name in self._added for name in SHAPES_FIRST_RUN):
             await self._run_first(self.environment)
             return
-        prepared = _prepared.get(PROJECT)
-        if prepared is None:
-            prepared = Path(tempfile.mkdtemp(dir=prepared_in))
-            bare = {name: value for name, value in self.environment.items() if name not in self._added}
-            await self._run_first(bare | {"RELAY_DATA_DIR": str(prepared)})
-            _prepared[PROJECT] = prepared
+        bare = {name: value for name, value in self.environment.items() if name not in self._added}
+
+        def run_first(folder: Path) -> None:
+            asyncio.run(self._run_first(bare | {"RELAY_DATA_DIR": str(folder)}))
+
+        prepared = await asyncio.to_thread(made_once, prepared_in / "first-run", run_first)
         # With times and modes: a file of secrets is its owner's alone.
         await asyncio.to_thread(shutil.copytree, prepared, self.data_dir, dirs_exist_ok=True)
 

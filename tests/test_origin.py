@@ -577,6 +577,7 @@ match sys.argv[1:]:
 def small_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "manage.py").write_text(SMALL_PROJECT)
     monkeypatch.setattr("tests.serving_ground.PROJECT", tmp_path)
+    monkeypatch.setattr("tests.serving_ground.prepared_in", None)
 
 
 @pytest.mark.usefixtures("small_project")

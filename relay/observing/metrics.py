@@ -139,7 +139,9 @@ class Metrics:
 
     def open(self, folder: Path | None) -> None:
         """Begin to publish, in `folder` where there is one. A folder that cannot be written is told once; the worker
-        then tells of itself alone."""
+        then tells of itself alone. What this process counted before is not told: it is of no worker, or of one that
+        has ended and left its counts in the folder."""
+        self._meters.clear()
         self._started = time.time()
         loop = asyncio.get_running_loop()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="relay-metrics")
@@ -192,7 +194,6 @@ class Metrics:
                 last.cancel()
         if thread is not None:
             thread.shutdown(wait=False)
-        self._meters.clear()
 
     def numbers(self) -> Numbers:
         """What this process has counted, and what its rooms tell now."""

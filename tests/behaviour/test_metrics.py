@@ -11,6 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from relay.observing import metrics as metrics_room
+from relay.observing.access_log import Entry
 from tests.behaviour.conftest import Relayed
 from tests.caller import Caller
 from tests.origin import Gate, Origin, drip, hang, reply
@@ -61,6 +62,16 @@ async def test_each_end_of_an_exchange_is_counted_by_its_outcome(
     assert value(samples, "relay_exchange_seconds_count", upstream="o") == 4
     assert value(samples, "relay_response_head_seconds_count", upstream="o") == 4
     assert value(samples, "relay_response_head_seconds_count", upstream="slow") == 0
+
+
+async def test_what_was_counted_before_a_worker_began_is_not_told() -> None:
+    metrics = metrics_room.Metrics()
+    metrics.ended(Entry("GET", b"1", 1.0, slug="o", status=200), 2.0)
+    metrics.open(None)
+    try:
+        assert "relay_exchanges_total{" not in await metrics.text()
+    finally:
+        await metrics.close()
 
 
 async def test_what_is_under_way_and_connected_shows(

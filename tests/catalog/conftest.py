@@ -42,9 +42,9 @@ class Database(Protocol):
 class SqliteFile:
     kind = "sqlite"
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, migrated: Path) -> None:
         self.path = folder / "relay.sqlite3"
-        self.template = folder / "template.sqlite3"
+        self.migrated = migrated
 
     def settings(self) -> dict[str, Any]:
         return with_options(dict(dj_database_url.parse(f"sqlite:///{self.path}")))
@@ -52,12 +52,7 @@ class SqliteFile:
     def reset(self) -> None:
         for suffix in ("-wal", "-shm"):
             self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
-        if self.template.exists():
-            shutil.copyfile(self.template, self.path)
-        else:
-            call_command("migrate", verbosity=0)
-            connections["default"].close()
-            shutil.copyfile(self.path, self.template)
+        shutil.copyfile(self.migrated, self.path)
 
     @contextmanager
     def away(self) -> Iterator[None]:
@@ -121,7 +116,7 @@ class PostgresDatabase:
 @pytest.fixture(scope="session", params=KINDS)
 def made_database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
     if request.param == "sqlite":
-        yield SqliteFile(tmp_path_factory.mktemp("catalog"))
+        yield SqliteFile(tmp_path_factory.mktemp("catalog"), request.getfixturevalue("migrated_file"))
     else:
         postgres = PostgresDatabase()
         yield postgres

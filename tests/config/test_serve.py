@@ -22,6 +22,7 @@ from django.db.utils import ConnectionHandler
 from django.test import override_settings
 
 from relay.management.commands import serve
+from tests.once import common_folder, made_once
 
 ROOT = Path(__file__).resolve().parents[2]
 LISTENING = re.compile(rb"Relay listening on (http://\S+) ")
@@ -67,11 +68,13 @@ async def serving(*arguments: str, env: Mapping[str, str]) -> AsyncIterator[tupl
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data folder after its first run."""
-    data = tmp_path_factory.mktemp("prepared") / "data"
-    done = run("first_run", env=environment(data))
-    assert done.returncode == 0, done.stderr
-    assert "The first admin is admin with the password " in done.stdout
-    return data
+
+    def run_first(data: Path) -> None:
+        done = run("first_run", env=environment(data))
+        assert done.returncode == 0, done.stderr
+        assert "The first admin is admin with the password " in done.stdout
+
+    return made_once(common_folder(tmp_path_factory) / "first-run-without-a-password", run_first)
 
 
 def test_a_wrong_environment_is_told_in_plain_lines(tmp_path: Path) -> None:
@@ -142,7 +145,7 @@ def test_an_unwritable_data_folder_is_told(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("bind", ["8000", ":8000", "127.0.0.1:", "127.0.0.1:x", "127.0.0.1:65536", "127.0.0.1"])
-def test_a_wrong_bind_is_told(prepared: Path, bind: str) -> None:
+def test_a_wrong_bind_is_told(bind: str) -> None:
     with pytest.raises(serve.CommandError, match="give HOST:PORT"):
         serve.Command().handle(bind=bind, workers=None)
 
