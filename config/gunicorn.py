@@ -55,6 +55,11 @@ HANG_SECONDS = 30
 """A worker whose event loop stood still for this long is killed."""
 
 
+ACCEPTED_AT_ONCE = 8
+"""Connections that a turn of the event loop takes in. uvloop takes in one for each handle that listens, so a worker
+listens at each socket by as many numbers: with one, a thousand callers who come back together wait for a thousand
+turns, behind the requests of those who were let in before. All of them wake for who comes alone, which costs it a few
+microseconds."""
 DEAF_TICKS = 20
 """Of uvicorn, which has ten in a second: when callers waited at each of them and none was let in, the worker listens
 anew. uvloop stops listening, without a word, when it finds no file descriptor to turn callers away with."""
@@ -163,7 +168,9 @@ class DrainingServer(Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets=sockets)
-        self._listeners = [_Listener(listening) for listening in sockets or ()]
+        for listening, server in zip(sockets or (), self.servers.copy(), strict=True):
+            self._listeners.append(listener := _Listener(listening, server))
+            await self._widen(listener)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if sig != signal.SIGTERM:
@@ -181,22 +188,42 @@ class DrainingServer(Server):
         self._look_at_clock()
         seen = door.door_of(self.server_state).seen
         for place, listener in enumerate(self._listeners):
-            if listener.is_deaf(seen) and not self.should_exit:
-                await self._listen_again(place)
+            if not self.should_exit:
+                if listener.is_deaf(seen):
+                    await self._listen_again(place)
+                await self._widen(self._listeners[place])
         return await super().on_tick(counter)
 
     async def _listen_again(self, place: int) -> None:
+        deaf = self._listeners[place]
         try:
-            listening = self._listeners[place].take_spare()
+            listening = deaf.take_spare()
+            server = await self._listen(listening)
+        except OSError:
+            return  # there may be a descriptor at the next tick
+        for old in deaf.servers:
+            old.close()
+            self.servers.remove(old)
+        self._listeners[place] = _Listener(listening, server)
+        logger.warning("The worker had stopped listening, for want of file descriptors. It listens again.")
+
+    async def _widen(self, listener: _Listener) -> None:
+        """Have as many handles listen as should; while descriptors are short, those that do have to be enough."""
+        with contextlib.suppress(OSError):
+            while len(listener.servers) < ACCEPTED_AT_ONCE:
+                listener.servers.append(await self._listen(listener.dup()))
+
+    async def _listen(self, listening: socket.socket) -> asyncio.Server:
+        """Raises OSError."""
+        try:
             server = await asyncio.get_running_loop().create_server(
                 self._make_protocol, sock=listening, backlog=self.config.backlog
             )
         except OSError:
-            return  # there may be a descriptor at the next tick
-        self.servers[place].close()
-        self.servers[place] = server
-        self._listeners[place] = _Listener(listening)
-        logger.warning("The worker had stopped listening, for want of file descriptors. It listens again.")
+            listening.close()
+            raise
+        self.servers.append(server)
+        return server
 
     def _make_protocol(self) -> asyncio.Protocol:
         """As uvicorn makes them."""
@@ -230,16 +257,22 @@ class DrainingServer(Server):
 class _Listener:
     """A socket that callers come to, seen from beside the event loop."""
 
-    def __init__(self, listening: socket.socket) -> None:
+    def __init__(self, listening: socket.socket, *servers: asyncio.Server) -> None:
+        self.servers = list(servers)
+        """Those that let in who comes to it."""
         self._poll = select.poll()
         self._poll.register(listening, select.POLLIN)
         self._listening = listening
         self._spare: socket.socket | None = None
         with contextlib.suppress(OSError):
             # To be there when there is no descriptor for another.
-            self._spare = listening.dup()
+            self._spare = self.dup()
         self._ticks = 0
         self._seen = 0
+
+    def dup(self) -> socket.socket:
+        """The same socket by another number. Raises OSError."""
+        return self._listening.dup()
 
     def is_deaf(self, seen: int) -> bool:
         """At each tick, with the number of connections that have come by then."""
@@ -249,9 +282,9 @@ class _Listener:
         return self._ticks >= DEAF_TICKS
 
     def take_spare(self) -> socket.socket:
-        """The same socket by another number. Raises OSError."""
+        """The same socket by another number, if need be by the last there is. Raises OSError."""
         spare, self._spare = self._spare, None
-        return spare or self._listening.dup()
+        return spare or self.dup()
 
     def close(self) -> None:
         if self._spare is not None:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+import uvloop
 from gunicorn.config import Config as GunicornConfig
 from uvicorn.config import Config
 
 from config.gunicorn import (
+    ACCEPTED_AT_ONCE,
     DEAF_TICKS,
     HANDOVER_SECONDS,
     SHUTDOWN_MARGIN_SECONDS,
@@ -106,31 +111,79 @@ async def test_who_hands_over_stays_ready_and_takes_requests_until_the_others_ha
     assert await server.on_tick(2)
 
 
+@asynccontextmanager
+async def started(listening: socket.socket) -> AsyncIterator[DrainingServer]:
+    server = draining_server()
+    server.config.load()
+    server.lifespan = server.config.lifespan_class(server.config)
+    await server.startup(sockets=[listening])
+    try:
+        yield server
+    finally:
+        await server.shutdown(sockets=[listening])
+
+
+async def turns_until(true: Callable[[], object]) -> int:
+    """How many turns of the event loop it takes until it is so."""
+    turns = 0
+    async with asyncio.timeout(5):
+        while not true():
+            await asyncio.sleep(0)
+            turns += 1
+    return turns
+
+
+def test_callers_who_come_together_are_let_in_several_in_a_turn() -> None:
+    many = 10 * ACCEPTED_AT_ONCE
+
+    async def let_them_in() -> int:
+        with socket.create_server(("127.0.0.1", 0), backlog=many) as listening, contextlib.ExitStack() as callers:
+            async with started(listening) as server:
+                for _ in range(many):
+                    callers.enter_context(socket.create_connection(listening.getsockname()))
+                return await turns_until(lambda: len(server.server_state.connections) == many)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(let_them_in()) < many / ACCEPTED_AT_ONCE * 2
+
+
 async def test_a_worker_that_nobody_gets_into_listens_anew(caplog: pytest.LogCaptureFixture) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        server = draining_server()
-        server.config.load()
-        server.lifespan = server.config.lifespan_class(server.config)
-        await server.startup(sockets=[listening])
-        try:
+        async with started(listening) as server:
             loop = asyncio.get_running_loop()
-            loop.remove_reader(listening)  # so uvloop leaves it when there is no descriptor at all
+            for handle in server.servers:
+                loop.remove_reader(handle.sockets[0])  # so uvloop leaves it when there is no descriptor at all
             _, writer = await asyncio.open_connection(*listening.getsockname())
             for tick in range(DEAF_TICKS):
                 assert not caplog.records
                 await server.on_tick(tick)
             assert [record.levelname for record in caplog.records] == ["WARNING"]
             assert "It listens again." in caplog.text
-            async with asyncio.timeout(5):
-                while not server.server_state.connections:  # noqa: ASYNC110 - nobody tells of it
-                    await asyncio.sleep(0)
+            assert len(server.servers) == ACCEPTED_AT_ONCE
+            await turns_until(lambda: server.server_state.connections)
             for tick in range(DEAF_TICKS + 1):
                 await server.on_tick(tick)
             assert len(caplog.records) == 1
             writer.close()
             await writer.wait_closed()
-        finally:
-            await server.shutdown(sockets=[listening])
+
+
+async def test_without_descriptors_for_more_a_worker_listens_by_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: _Listener) -> socket.socket:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with socket.create_server(("127.0.0.1", 0)) as listening, monkeypatch.context() as short:
+        short.setattr(_Listener, "dup", refuse)
+        async with started(listening) as server:
+            _, writer = await asyncio.open_connection(*listening.getsockname())
+            await turns_until(lambda: server.server_state.connections)
+            await server.on_tick(1)
+            assert len(server.servers) == 1
+            short.undo()
+            await server.on_tick(2)
+            assert len(server.servers) == ACCEPTED_AT_ONCE
+            writer.close()
+            await writer.wait_closed()
 
 
 def test_a_worker_that_lets_some_in_is_not_deaf() -> None:
