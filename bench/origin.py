@@ -20,6 +20,7 @@ LONG_BODY = "/200m"
 LONG_BYTES = 200_000_000
 ENDLESS_BODY = "/2g"
 ENDLESS_BYTES = 2_000_000_000
+COUNTS = "/counts"
 SINK, STALLING_SINK, EVENTS, IDLE = "/sink", "/stalling-sink", "/events", "/idle"
 
 NGINX = """
@@ -51,6 +52,7 @@ _ORIGIN = """
         tcp_nopush on;
         keepalive_requests 1000000;
         location = /13 {{ default_type text/plain; return 200 "Hello, World!"; }}
+        location = /counts {{ stub_status; }}
         location ~ ^/(sink|stalling-sink|events|idle)$ {{
             proxy_pass http://127.0.0.1:{inner_port};
             proxy_http_version 1.1;
@@ -73,6 +75,11 @@ class Origin:
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
+
+    def served(self) -> int:
+        """How many requests it has taken so far, this one among them. Raises Failed."""
+        # Two lines, then three numbers: connections accepted, connections handled, requests.
+        return int(fetch(self.port, COUNTS).split()[9])
 
     def require_alive(self) -> None:
         """Raise OriginEnded when it is not."""

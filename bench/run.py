@@ -17,6 +17,7 @@ from statistics import median
 from bench import figures as keys
 from bench import origin as origins
 from bench.figures import Figures
+from bench.in_turn import put_loads_in_turn
 from bench.load import put_load, put_load_in_phases
 from bench.origin import BODIES, Origin
 from bench.peers import Peer, Serving, running
@@ -39,6 +40,8 @@ CONNECTED_A_SECOND = 250
 """wrk counts its time from before it connects, so cells of many connections get more of it: one second for as many."""
 SECONDS_OF_PHASES = 4
 """As many times a cell's."""
+TURNS = 5
+"""Of each number of connections, for each second of a cell."""
 LONG_BODIES_IN_TURN = 5
 """Of each kind in a round: one takes a fraction of a second, in which a shared machine does what it likes."""
 LONG_BODIES = {keys.DOWNLOAD: (download, origins.LONG_BODY), keys.UPLOAD: (upload, origins.SINK)}
@@ -262,8 +265,8 @@ def _measure_rates(serving: Serving, cells: Mapping[tuple[str, int], Series], nu
 
 
 def _measure_shares(serving: Serving, series: Series, plan: Plan) -> None:
-    """With a key and without, in turn on the same connections; then the rates at more connections and at 32, there and
-    back. Whatever the machine does meanwhile falls on all alike."""
+    """With a key and without, in turn on the same connections; then at 32 and at more connections, in turn as well.
+    Whatever the machine does meanwhile falls on all alike."""
     place = f"http://127.0.0.1:{serving.port}"
     paths = (serving.prefix + BODIES["13 B"], serving.guarded_prefix + BODIES["13 B"])
     with ForeignLoad(serving.server) as foreign:
@@ -274,19 +277,16 @@ def _measure_shares(serving: Serving, series: Series, plan: Plan) -> None:
             connections=32,
             seconds=WARM_UP_SECONDS + SECONDS_OF_PHASES * plan.seconds,
         )
-        ways = (32, 256, 1000)
-        for connections in ways:
-            put_load(place + paths[0], connections=connections, seconds=WARM_UP_SECONDS)
-        rates = dict.fromkeys(ways, 0.0)
-        errors = phases.errors
-        for connections in (*ways, *reversed(ways)):
-            serving.server.wait_until_quiet()
-            seconds = plan.seconds_at(connections)
-            rate = put_load(place + paths[0], connections=connections, seconds=seconds)
-            rates[connections] += rate.per_second
-            errors += rate.errors
+        beside = put_loads_in_turn(
+            place + paths[0],
+            (32, 256, 1000),
+            turns=TURNS * plan.seconds,
+            warm_up_seconds=lambda connections: WARM_UP_SECONDS + connections / CONNECTED_A_SECOND,
+            served=plan.origin.served,
+        )
+    rates = beside.rates
     shares = (phases.second / phases.first, rates[256] / rates[32], rates[1000] / rates[32])
-    series.add(phases.second, *shares, errors=errors, foreign_share=foreign.share)
+    series.add(phases.second, *shares, errors=phases.errors + beside.errors, foreign_share=foreign.share)
     _say(f"  {', '.join(f'{share:.3f} {key}' for key, share in zip(series.keys[1:], shares, strict=True))}")
 
 

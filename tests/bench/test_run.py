@@ -16,6 +16,7 @@ from bench import __main__ as command
 from bench import figures as keys
 from bench import run as bench_run
 from bench.figures import Figures
+from bench.in_turn import InTurn
 from bench.load import Phases, Rate
 from bench.origin import BODIES, Origin, OriginEnded
 from bench.peers import Peer, Serving
@@ -100,7 +101,11 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> Stage:
         place: str, paths: tuple[str, str], *, header: tuple[str, str], connections: int, seconds: int
     ) -> Phases:
         stage.done.append(("phases", paths, header, seconds))
-        return Phases(100.0, 90.0, 0)
+        return Phases(100.0, 90.0, 2)
+
+    def put_loads_in_turn(url: str, ways: tuple[int, ...], *, turns: int, **_: object) -> InTurn:
+        stage.done.append(("in turn", url, ways, turns))
+        return InTurn(dict(zip(ways, (100.0, 97.0, 91.0), strict=True)), 1)
 
     def transfer(port: int, path: str, *, total: int) -> float:
         stage.done.append(("transfer", path))
@@ -109,6 +114,7 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> Stage:
     monkeypatch.setattr(bench_run, "running", running)
     monkeypatch.setattr(bench_run, "put_load", put_load)
     monkeypatch.setattr(bench_run, "put_load_in_phases", put_load_in_phases)
+    monkeypatch.setattr(bench_run, "put_loads_in_turn", put_loads_in_turn)
     monkeypatch.setattr(bench_run, "fetch", lambda port, path: b"")
     monkeypatch.setattr(bench_run, "time_to_first_event", lambda port, path: 0.002)
     monkeypatch.setattr(bench_run, "LONG_BODIES", {key: (transfer, path) for key, (_, path) in LONG_BODIES.items()})
@@ -239,21 +245,17 @@ def test_help_says_how_long_a_run_takes(capsys: pytest.CaptureFixture[str]) -> N
     assert "about 40 minutes" in capsys.readouterr().out
 
 
-def test_shares_are_of_what_is_measured_beside_it_there_and_back_on_one_fresh_server(stage: Stage) -> None:
+def test_shares_are_of_what_is_measured_beside_it_on_one_fresh_server(stage: Stage) -> None:
     stage.knows_keys = True
-    speeds = {1: 50.0, 32: 100.0, 256: 97.0, 1000: 91.0}
-    stage.rate = lambda cell, seconds: Rate(speeds[cell[1]], 0.5, 1.0, 0)
     [figures] = stage.measure("relay")
     shares = (keys.AUTHORISED_SHARE, keys.SHARE_AT_256, keys.SHARE_AT_1000)
     assert figures.values[keys.AUTHORISED] == 90.0
     assert [figures.values[key] for key in shares] == pytest.approx([0.9, 0.97, 0.91])
+    assert figures.remarks[keys.AUTHORISED] == "3 errors or waits over 2 s besides"
     phases = ("phases", ("/relay/origin/13", "/relay/guarded/13"), ("Relay-Key", "rk_key"), 9)
-    there = [
-        ("load", ("13 B", connections), measured_seconds(("13 B", connections))) for connections in (32, 256, 1000)
-    ]
+    in_turn = ("in turn", "http://127.0.0.1:8000/relay/origin/13", (32, 256, 1000), 10)
     begun = stage.done.index(phases)
-    warm = [("load", ("13 B", connections), 1) for connections in (32, 256, 1000)]
-    assert stage.done[begun - 1 : begun + 10] == [("start", "relay"), phases, *warm, *there, *reversed(there)]
+    assert stage.done[begun - 1 : begun + 2] == [("start", "relay"), phases, in_turn]
 
 
 def test_a_round_of_long_bodies_is_the_median_of_five_and_its_share_its_own(stage: Stage) -> None:
