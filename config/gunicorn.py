@@ -56,10 +56,10 @@ HANG_SECONDS = 30
 
 
 ACCEPTED_AT_ONCE = 8
-"""Connections that a turn of the event loop takes in. uvloop takes in one for each handle that listens, so a worker
-listens at each socket by as many numbers: with one, a thousand callers who come back together wait for a thousand
-turns, behind the requests of those who were let in before. All of them wake for who comes alone, which costs it a few
-microseconds."""
+"""Connections that a turn of the workers' event loops takes in, all workers together. uvloop takes in one for each
+handle that listens, so a worker listens at each socket by several numbers: by one alone, a thousand callers who come
+back together wait for a thousand turns, behind the requests of those who were let in before. All handles wake for who
+comes alone, which costs a few microseconds, and is why many workers have fewer each."""
 DEAF_TICKS = 20
 """Of uvicorn, which has ten in a second: when callers waited at each of them and none was let in, the worker listens
 anew. uvloop stops listening, without a word, when it finds no file descriptor to turn callers away with."""
@@ -158,8 +158,11 @@ def keep_freed_memory() -> None:
 class DrainingServer(Server):
     """uvicorn's server, which says that it was told to stop as soon as it was told, and goes on for a while."""
 
-    def __init__(self, config: Config, *, drain_seconds: float, is_whole_stop: Callable[[], bool]) -> None:
+    def __init__(
+        self, config: Config, *, drain_seconds: float, is_whole_stop: Callable[[], bool], workers: int = 1
+    ) -> None:
         super().__init__(config)
+        self._accepts_at_once = max(1, ACCEPTED_AT_ONCE // workers)
         self._drain_seconds = drain_seconds
         self._is_whole_stop = is_whole_stop
         self._hands_over = False
@@ -210,7 +213,7 @@ class DrainingServer(Server):
     async def _widen(self, listener: _Listener) -> None:
         """Have as many handles listen as should; while descriptors are short, those that do have to be enough."""
         with contextlib.suppress(OSError):
-            while len(listener.servers) < ACCEPTED_AT_ONCE:
+            while len(listener.servers) < self._accepts_at_once:
                 listener.servers.append(await self._listen(listener.dup()))
 
     async def _listen(self, listening: socket.socket) -> asyncio.Server:
@@ -320,6 +323,7 @@ class RelayWorker(UvicornWorker):
             self.config,
             drain_seconds=settings.RELAY_DRAIN_SECONDS,
             is_whole_stop=lambda: bool(_whole_relay_stops[0]),
+            workers=self.cfg.workers,
         )
         asyncio.get_running_loop().add_signal_handler(signal.SIGQUIT, server.stop_now)
         await server.serve(sockets=self.sockets)

@@ -42,10 +42,10 @@ def told() -> Iterator[None]:
     status.begin_anew()
 
 
-def draining_server(*, drain_seconds: float = 0, whole: bool = True) -> DrainingServer:
+def draining_server(*, drain_seconds: float = 0, whole: bool = True, workers: int = 1) -> DrainingServer:
     http = RelayWorker.CONFIG_KWARGS["http"]
     config = Config(_application, interface="asgi3", log_config=None, http=http, lifespan="off")
-    return DrainingServer(config, drain_seconds=drain_seconds, is_whole_stop=lambda: whole)
+    return DrainingServer(config, drain_seconds=drain_seconds, is_whole_stop=lambda: whole, workers=workers)
 
 
 def is_draining() -> bool:
@@ -112,8 +112,8 @@ async def test_who_hands_over_stays_ready_and_takes_requests_until_the_others_ha
 
 
 @asynccontextmanager
-async def started(listening: socket.socket) -> AsyncIterator[DrainingServer]:
-    server = draining_server()
+async def started(listening: socket.socket, *, workers: int = 1) -> AsyncIterator[DrainingServer]:
+    server = draining_server(workers=workers)
     server.config.load()
     server.lifespan = server.config.lifespan_class(server.config)
     await server.startup(sockets=[listening])
@@ -145,6 +145,13 @@ def test_callers_who_come_together_are_let_in_several_in_a_turn() -> None:
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         assert runner.run(let_them_in()) < many / ACCEPTED_AT_ONCE * 2
+
+
+@pytest.mark.parametrize(("workers", "handles"), [(1, 8), (2, 4), (3, 2), (8, 1), (64, 1)])
+async def test_workers_let_in_as_many_in_a_turn_however_many_they_are(workers: int, handles: int) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        async with started(listening, workers=workers) as server:
+            assert len(server.servers) == handles
 
 
 async def test_a_worker_that_nobody_gets_into_listens_anew(caplog: pytest.LogCaptureFixture) -> None:
