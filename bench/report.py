@@ -19,6 +19,8 @@ REST = (
     keys.UPLOAD_SHARE,
     keys.MEDIAN_AT_1,
     keys.ADDED_AT_1,
+    keys.RATE_BESIDE,
+    keys.ADDED_BESIDE,
     keys.FIRST_EVENT,
     keys.IDLE_MEMORY,
     keys.PEAK_MEMORY,

@@ -42,6 +42,11 @@ SECONDS_OF_PHASES = 4
 """As many times a cell's."""
 TURNS = 5
 """Of each number of connections, for each second of a cell."""
+NEAREST = "asgiproxy"
+"""Who is near enough to the relay that the two are measured beside each other."""
+PAIRS = 6
+"""In a round, after one to warm up."""
+SECONDS_OF_PAIRS = 2
 LONG_BODIES_IN_TURN = 5
 """Of each kind in a round: one takes a fraction of a second, in which a shared machine does what it likes."""
 LONG_BODIES = {keys.DOWNLOAD: (download, origins.LONG_BODY), keys.UPLOAD: (upload, origins.SINK)}
@@ -93,12 +98,16 @@ class Turns:
         self.shares = Series(keys.AUTHORISED, keys.AUTHORISED_SHARE, keys.SHARE_AT_256, keys.SHARE_AT_1000)
         self.long_bodies = {key: Series(key) for key in LONG_BODIES}
         self.upload_share = Series(keys.UPLOAD_SHARE)
+        self.beside = Series(keys.RATE_BESIDE, keys.ADDED_BESIDE)
 
     def settle(self, ceiling: Ceiling) -> None:
         """Make figures of the rounds."""
         figures = self.figures
         shares = [self.shares] if self.peer.knows_keys else []
-        for series in (self.idle_memory, *self.cells.values(), *shares, *self.long_bodies.values(), self.upload_share):
+        if not self.beside:
+            figures.remarks |= dict.fromkeys(self.beside.keys, keys.LEFT_OUT)
+        rest = (*self.long_bodies.values(), self.upload_share, self.beside)
+        for series in (self.idle_memory, *self.cells.values(), *shares, *rest):
             series.settle(figures)
         try:
             figures.values[keys.MEDIAN_AT_1] = median_at_1 = figures[keys.p50_key("13 B", 1)]
@@ -115,6 +124,7 @@ def measure(peers: Sequence[Peer], plan: Plan) -> list[Figures]:
         for turn in turns:
             _say(f"round {number} of {plan.rounds}: {turn.peer.name}")
             _take_turn(turn, number, plan)
+        _take_turn_together(turns, number, plan)
     for turn in turns:
         _say(f"once: {turn.peer.name}")
         turn.settle(plan.ceiling)
@@ -163,6 +173,34 @@ def _take_turn(turn: Turns, number: int, plan: Plan) -> None:
         _peak_watched(serving.server, turn.figures),
     ):
         _measure_long_bodies(serving, turn, number)
+
+
+def _take_turn_together(turns: Sequence[Turns], number: int, plan: Plan) -> None:
+    """The relay and who is nearest to it, both at the server's core, one at a time at work."""
+    by_name = {turn.peer.name: turn for turn in turns}
+    if not {"relay", NEAREST} <= by_name.keys():
+        return
+    ours, nearest = by_name["relay"], by_name[NEAREST]
+    _say(f"round {number} of {plan.rounds}: relay beside {NEAREST}")
+    with a_round([ours.beside], number), _running(ours.peer, plan) as here, _running(nearest.peer, plan) as there:
+        rates, added = [], []
+        for _ in range(1 + PAIRS):
+            at_32, at_1 = (
+                [
+                    put_load(
+                        f"http://127.0.0.1:{serving.port}{serving.prefix}{BODIES['13 B']}",
+                        connections=connections,
+                        seconds=SECONDS_OF_PAIRS,
+                    )
+                    for serving in (here, there)
+                ]
+                for connections in (32, 1)
+            )
+            rates.append(at_32[0].per_second / at_32[1].per_second)
+            added.append((at_1[1].p50_ms - plan.ceiling.p50_ms_at_1) / (at_1[0].p50_ms - plan.ceiling.p50_ms_at_1))
+        beside = median(rates[1:]), median(added[1:])
+        ours.beside.add(*beside)
+        _say(f"  {', '.join(f'{value:.3f} {key}' for key, value in zip(ours.beside.keys, beside, strict=True))}")
 
 
 def _measure_once(peer: Peer, figures: Figures, plan: Plan) -> None:

@@ -16,12 +16,22 @@ from bench import __main__ as command
 from bench import figures as keys
 from bench import run as bench_run
 from bench.figures import Figures
+from bench.goals import judge
 from bench.in_turn import InTurn
 from bench.load import Phases, Rate
 from bench.origin import BODIES, Origin, OriginEnded
 from bench.peers import Peer, Serving
 from bench.processes import Failed, Server
-from bench.run import LONG_BODIES, Ceiling, Plan, measure, measure_ceiling
+from bench.run import (
+    LONG_BODIES,
+    SECONDS_OF_PAIRS,
+    Ceiling,
+    Plan,
+    Turns,
+    _take_turn_together,
+    measure,
+    measure_ceiling,
+)
 
 SMALL = [("13 B", connections) for connections in (1, 32, 256, 1000)]
 LARGE = [(size, connections) for connections in (1, 32, 256) for size in ("64 KiB", "1 MiB")]
@@ -61,8 +71,8 @@ class Stage:
         self.knows_keys = False
         self.transfer: Callable[[str], float] = lambda path: 0.5
 
-    def measure(self, *peers: str, rounds: int = 1) -> list[Figures]:
-        plan = Plan(
+    def plan(self, *, rounds: int = 1) -> Plan:
+        return Plan(
             seconds=2,
             rounds=rounds,
             memory=False,
@@ -72,6 +82,9 @@ class Stage:
             relay_python=Path(),
             server_core=None,
         )
+
+    def measure(self, *peers: str, rounds: int = 1) -> list[Figures]:
+        plan = self.plan(rounds=rounds)
         return measure([Peer(name, lambda: "1", cast(Any, None), "a note", self.knows_keys) for name in peers], plan)
 
     def measured(self) -> list[tuple[Any, ...]]:
@@ -279,6 +292,32 @@ def test_an_upload_that_fails_leaves_the_download_its_figure(stage: Stage) -> No
     assert figures.remarks[keys.UPLOAD] == "answered with 413 Content Too Large"
     assert figures.remarks[keys.UPLOAD_SHARE] == "one of the two has no figure"
     assert [what[1] for what in stage.done if what[0] == "transfer"].count("/relay/origin/sink") == 1
+
+
+def test_the_relay_and_who_is_nearest_are_measured_beside_each_other(stage: Stage) -> None:
+    ours = iter([1.0, 60.0, 40.0, 50.0, 70.0, 60.0, 50.0])  # the first pair is to warm up
+
+    def rate(cell: tuple[str, int], seconds: int) -> Rate:
+        loads = [what for what in stage.done if what[0] == "load"]
+        if seconds != SECONDS_OF_PAIRS or len(loads) % 2 == 0:
+            return Rate(20.0, 0.63, 1.0, 0)
+        return Rate(next(ours) if cell[1] == 32 else 20.0, 0.43, 1.0, 0)
+
+    stage.rate = rate
+    relay = Turns(Peer("relay", lambda: "1", cast(Any, None), "a note"))
+    nearest = Turns(Peer("asgiproxy", lambda: "1", cast(Any, None), "a note"))
+    _take_turn_together([relay, nearest], 1, stage.plan())
+    assert stage.done[:2] == [("start", "relay"), ("start", "asgiproxy")]
+    relay.beside.settle(relay.figures)
+    assert relay.figures.values[keys.RATE_BESIDE] == 2.75
+    assert relay.figures.values[keys.ADDED_BESIDE] == pytest.approx(1.5)
+
+
+def test_without_the_nearest_nothing_is_told_of_the_two(stage: Stage) -> None:
+    [figures] = stage.measure("relay")
+    assert figures.remarks[keys.RATE_BESIDE] == figures.remarks[keys.ADDED_BESIDE] == keys.LEFT_OUT
+    verdicts = {verdict.goal.text: verdict.met for verdict in judge({"relay": figures})}
+    assert verdicts["13 B at 32 connections: asgiproxy's rate"] is None
 
 
 def test_peers_without_keys_have_no_figure_and_no_remark_for_it(stage: Stage) -> None:
