@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import asyncio
 import math
+from dataclasses import dataclass
 from time import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from relay.catalog.roster import Roster
 from relay.catalog.snapshot import Snapshot
@@ -31,7 +32,8 @@ CUT_AT_ONCE = 15
 """Cuts in one slice; each takes the loop a quarter of a millisecond when its task wakes up."""
 
 
-class Admission(NamedTuple):
+@dataclass(slots=True)
+class Admission:
     """The key that let a request in, by its digest, or the signing key, by its id; and what for."""
 
     digest: bytes
