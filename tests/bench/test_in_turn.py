@@ -44,8 +44,9 @@ class Wrk:
         return 0.0
 
 
-def until_interrupted(output: str) -> str:
-    return f"trap 'cat <<END; exit 0\n{output}\nEND\n' INT\nREADY\nwhile :; do sleep 0.001; done"
+def until_interrupted(output: str, *, times: int = 1) -> str:
+    ending = f"n=$((n + 1)); test $n -lt {times} || {{ cat <<END; exit 0; }}\n{output}\nEND\n"
+    return f"n=0\ntrap '{ending}' INT\nREADY\nwhile :; do sleep 0.001; done"
 
 
 @pytest.fixture
@@ -90,6 +91,15 @@ def test_a_load_that_ends_says_why(wrk: Wrk) -> None:
         with pytest.raises(Failed, match=r"^wrk ended: unable to connect to 127\.0\.0\.1:8000$"):
             load.end()
     assert not loads()
+
+
+def test_a_load_is_interrupted_until_it_ends(wrk: Wrk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As wrk, whose threads may take an interrupt that was meant for its first."""
+    monkeypatch.setattr(in_turn, "END_SECONDS", 0.05)
+    wrk.does(until_interrupted(wrk_output(read=3), times=2))
+    with HeldLoad(URL, connections=32) as load:
+        wrk.has_begun(32)
+        assert load.end() == 3
 
 
 def test_a_load_that_does_not_end_is_killed(wrk: Wrk, monkeypatch: pytest.MonkeyPatch) -> None:
