@@ -183,7 +183,7 @@ def _take_turn_together(turns: Sequence[Turns], number: int, plan: Plan) -> None
     ours, nearest = by_name["relay"], by_name[NEAREST]
     _say(f"round {number} of {plan.rounds}: relay beside {NEAREST}")
     with a_round([ours.beside], number), _running(ours.peer, plan) as here, _running(nearest.peer, plan) as there:
-        rates, added = [], []
+        rates, added, errors = [], [], 0
         for _ in range(1 + PAIRS):
             at_32, at_1 = (
                 [
@@ -196,10 +196,11 @@ def _take_turn_together(turns: Sequence[Turns], number: int, plan: Plan) -> None
                 ]
                 for connections in (32, 1)
             )
+            errors += sum(rate.errors for rate in (*at_32, *at_1))
             rates.append(at_32[0].per_second / at_32[1].per_second)
             added.append((at_1[1].p50_ms - plan.ceiling.p50_ms_at_1) / (at_1[0].p50_ms - plan.ceiling.p50_ms_at_1))
         beside = median(rates[1:]), median(added[1:])
-        ours.beside.add(*beside)
+        ours.beside.add(*beside, errors=errors)
         _say(f"  {', '.join(f'{value:.3f} {key}' for key, value in zip(ours.beside.keys, beside, strict=True))}")
 
 

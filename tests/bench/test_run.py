@@ -300,7 +300,7 @@ def test_the_relay_and_who_is_nearest_are_measured_beside_each_other(stage: Stag
     def rate(cell: tuple[str, int], seconds: int) -> Rate:
         loads = [what for what in stage.done if what[0] == "load"]
         if seconds != SECONDS_OF_PAIRS or len(loads) % 2 == 0:
-            return Rate(20.0, 0.63, 1.0, 0)
+            return Rate(20.0, 0.63, 1.0, 1)
         return Rate(next(ours) if cell[1] == 32 else 20.0, 0.43, 1.0, 0)
 
     stage.rate = rate
@@ -311,6 +311,7 @@ def test_the_relay_and_who_is_nearest_are_measured_beside_each_other(stage: Stag
     relay.beside.settle(relay.figures)
     assert relay.figures.values[keys.RATE_BESIDE] == 2.75
     assert relay.figures.values[keys.ADDED_BESIDE] == pytest.approx(1.5)
+    assert relay.figures.remarks[keys.RATE_BESIDE] == "14 errors or waits over 2 s besides"
 
 
 def test_without_the_nearest_nothing_is_told_of_the_two(stage: Stage) -> None:
