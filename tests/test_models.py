@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import trustme
 from django.core.exceptions import ValidationError
-from django.db import DataError, IntegrityError, transaction
-from django.db.models import F
+from django.db import DataError, IntegrityError, connection, transaction
+from django.db.models import CheckConstraint, F
+from django.test.utils import CaptureQueriesContext
 
 from relay.models import Change, HeaderRule, JarCookie, Revision, Target, Upstream, empty_jar
 from relay.models.targets import MOST_TARGETS
@@ -116,6 +117,33 @@ def test_a_wrong_value_is_refused_at_its_field_without_repeating_secrets(field: 
     assert set(problem.value.message_dict) == {field}
     assert "s3cret" not in str(problem.value)
     assert not Upstream.objects.exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "constraint"),
+    [
+        ("slug", "A", "relay_upstream_slug"),
+        ("access", "everyone", "relay_upstream_access"),
+        ("max_retries", 99, "relay_upstream_balancing"),
+        ("total_timeout_seconds", -1.0, "relay_upstream_timeouts"),
+        ("max_request_bytes", -1, "relay_upstream_bounds"),
+    ],
+)
+def test_what_the_database_would_refuse_is_told_before(field: str, value: Any, constraint: str) -> None:
+    row = upstream(**{field: value})
+    with pytest.raises(ValidationError, match=constraint):
+        row.validate_constraints()
+    row.validate_constraints(exclude={field})  # its form has shown that field's error
+
+
+def test_validation_asks_about_the_fields_of_a_condition_and_no_others() -> None:
+    row = upstream(slug="the-slug", description="of no condition")
+    with CaptureQueriesContext(connection) as statements:
+        row.validate_constraints()
+    asked = [statement["sql"] for statement in statements if statement["sql"].startswith("SELECT")]
+    assert len(asked) == sum(isinstance(one, CheckConstraint) for one in Upstream._meta.constraints)
+    assert sum("the-slug" in question for question in asked) == 1
+    assert not any("of no condition" in question for question in asked)
 
 
 @pytest.mark.parametrize(("field", "value"), [case for case in WRONG if case[0] != "slug"])

@@ -23,6 +23,7 @@ from django.utils import timezone
 from django.views.decorators.debug import sensitive_variables
 
 from relay import vault
+from relay.models.constraints import Check
 from relay.models.revisions import (
     ConsumerChange,
     Recorded,
@@ -214,7 +215,7 @@ class Grant(Recorded):
         ordering = ("upstream__slug", "id")
         base_manager_name = "objects"
         constraints = (
-            models.CheckConstraint(
+            Check(
                 condition=Q(consumer__isnull=False, group__isnull=True) | Q(consumer__isnull=True, group__isnull=False),
                 name="relay_grant_one_holder",
             ),

@@ -19,6 +19,7 @@ from django.db.models.signals import pre_delete, pre_save
 from django.utils import timezone
 
 from relay.models import audit
+from relay.models.constraints import Check
 
 Subject = str | UUID
 """What a change is noted under: an upstream's slug, or a consumer's id."""
@@ -30,7 +31,7 @@ class Revision(models.Model):
     value = models.PositiveBigIntegerField(default=0)
 
     class Meta:
-        constraints = (models.CheckConstraint(condition=Q(id=1), name="relay_revision_single_row"),)
+        constraints = (Check(condition=Q(id=1), name="relay_revision_single_row"),)
 
     def __str__(self) -> str:
         return str(self.value)
