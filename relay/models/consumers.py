@@ -23,7 +23,6 @@ from django.utils import timezone
 from django.views.decorators.debug import sensitive_variables
 
 from relay import vault
-from relay.models.constraints import Check
 from relay.models.revisions import (
     ConsumerChange,
     Recorded,
@@ -215,7 +214,7 @@ class Grant(Recorded):
         ordering = ("upstream__slug", "id")
         base_manager_name = "objects"
         constraints = (
-            Check(
+            models.CheckConstraint(
                 condition=Q(consumer__isnull=False, group__isnull=True) | Q(consumer__isnull=True, group__isnull=False),
                 name="relay_grant_one_holder",
             ),

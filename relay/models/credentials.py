@@ -23,7 +23,6 @@ from django.views.decorators.debug import sensitive_variables
 
 from relay import conf, vault
 from relay.models import sealed
-from relay.models.constraints import Check
 from relay.models.revisions import Recorded, RecordingQuerySet, Subject, record_writes_of
 from relay.models.upstreams import HostHeader, Upstream, canonical_networks
 from relay.rules import credentials as rules
@@ -102,7 +101,7 @@ class Credential(Recorded):
         default_permissions = ()  # who may see an upstream may see which kinds it has
         permissions = (("set_credential", "Can set, confirm and remove credentials of upstreams"),)
         constraints = (
-            Check(condition=Q(kind__in=CredentialKind.values), name="relay_credential_kind"),
+            models.CheckConstraint(condition=Q(kind__in=CredentialKind.values), name="relay_credential_kind"),
             # Two that authorise a request would compete for one header; a certificate works a layer below.
             models.UniqueConstraint(
                 fields=("upstream",),

@@ -7,7 +7,7 @@ Writes are validated on every way, and in the audit trail (`relay.models.audit`)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, ClassVar, TypeVar
 from uuid import UUID
@@ -19,7 +19,7 @@ from django.db.models.signals import pre_delete, pre_save
 from django.utils import timezone
 
 from relay.models import audit
-from relay.models.constraints import Check
+from relay.models.constraints import in_one_question
 
 Subject = str | UUID
 """What a change is noted under: an upstream's slug, or a consumer's id."""
@@ -31,7 +31,7 @@ class Revision(models.Model):
     value = models.PositiveBigIntegerField(default=0)
 
     class Meta:
-        constraints = (Check(condition=Q(id=1), name="relay_revision_single_row"),)
+        constraints = (models.CheckConstraint(condition=Q(id=1), name="relay_revision_single_row"),)
 
     def __str__(self) -> str:
         return str(self.value)
@@ -238,6 +238,9 @@ class Recorded(models.Model):
         using = using or router.db_for_write(type(self), instance=self)
         with transaction.atomic(using=using), audit.gathered(using):
             return super().delete(using=using, keep_parents=keep_parents)
+
+    def get_constraints(self) -> list[tuple[type[models.Model], Sequence[models.BaseConstraint]]]:
+        return [(model, in_one_question(constraints)) for model, constraints in super().get_constraints()]
 
     @property
     def audit_name(self) -> str:

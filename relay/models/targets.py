@@ -14,7 +14,6 @@ from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models, transaction
 from django.db.models import Q
 
-from relay.models.constraints import Check
 from relay.models.revisions import Recorded, RecordingQuerySet, Subject, record_writes_of
 from relay.models.upstreams import Upstream
 from relay.rules import urls
@@ -65,7 +64,7 @@ class Target(Recorded):
         base_manager_name = "objects"
         default_permissions = ()
         constraints = (
-            Check(condition=Q(weight__gte=1, weight__lte=HEAVIEST), name="relay_target_weight"),
+            models.CheckConstraint(condition=Q(weight__gte=1, weight__lte=HEAVIEST), name="relay_target_weight"),
             models.UniqueConstraint(
                 fields=("upstream", "address"),
                 name="relay_target_once",

@@ -19,7 +19,6 @@ from django.db import models
 from django.db.models import Q
 
 from relay.conf import MOUNT
-from relay.models.constraints import Check
 from relay.models.revisions import Recorded, RecordingQuerySet, Subject, record_writes_of
 from relay.rules import addresses, balancing, cors, headers, health, urls
 
@@ -401,13 +400,13 @@ class Upstream(Recorded):
         base_manager_name = "objects"  # related managers' bulk writes are recorded too
         permissions = (("point_upstream", "Can change where an upstream points"),)
         constraints = (
-            Check(condition=Q(slug__regex=SLUG_PATTERN), name="relay_upstream_slug"),
-            Check(condition=Q(base_url__regex=BASE_URL_PATTERN), name="relay_upstream_base_url"),
-            Check(condition=Q(access__in=Access.values), name="relay_upstream_access"),
-            Check(condition=Q(delivery__in=Delivery.values), name="relay_upstream_delivery"),
-            Check(condition=Q(host_header__in=HostHeader.values), name="relay_upstream_host_header"),
-            Check(condition=Q(cookie_mode__in=CookieMode.values), name="relay_upstream_cookie_mode"),
-            Check(
+            models.CheckConstraint(condition=Q(slug__regex=SLUG_PATTERN), name="relay_upstream_slug"),
+            models.CheckConstraint(condition=Q(base_url__regex=BASE_URL_PATTERN), name="relay_upstream_base_url"),
+            models.CheckConstraint(condition=Q(access__in=Access.values), name="relay_upstream_access"),
+            models.CheckConstraint(condition=Q(delivery__in=Delivery.values), name="relay_upstream_delivery"),
+            models.CheckConstraint(condition=Q(host_header__in=HostHeader.values), name="relay_upstream_host_header"),
+            models.CheckConstraint(condition=Q(cookie_mode__in=CookieMode.values), name="relay_upstream_cookie_mode"),
+            models.CheckConstraint(
                 condition=Q(balancing__in=Balancing.values)
                 & _between("max_retries", 0, MOST_RETRIES)
                 & _between("retry_percent", 0, 100)
@@ -416,7 +415,7 @@ class Upstream(Recorded):
                 & _between("breaker_seconds", SHORTEST_SECONDS, LONGEST_SECONDS),
                 name="relay_upstream_balancing",
             ),
-            Check(
+            models.CheckConstraint(
                 condition=Q(check_method__in=CheckMethod.values)
                 & _between("check_interval_seconds", SHORTEST_SECONDS, LONGEST_SECONDS)
                 & _between("check_timeout_seconds", SHORTEST_SECONDS, LONGEST_SECONDS)
@@ -424,12 +423,12 @@ class Upstream(Recorded):
                 & _between("check_successes", 1, MOST_FAILURES),
                 name="relay_upstream_checks",
             ),
-            Check(
+            models.CheckConstraint(
                 condition=~Q(cors_allowed_origins=cors.ANY, cors_allow_credentials=True)
                 & _empty_or_between("cors_max_age_seconds", 0, LONGEST_MAX_AGE_SECONDS),
                 name="relay_upstream_cors",
             ),
-            Check(
+            models.CheckConstraint(
                 condition=_between("connect_timeout_seconds", SHORTEST_SECONDS, LONGEST_SECONDS)
                 & _between("head_timeout_seconds", SHORTEST_SECONDS, LONGEST_SECONDS)
                 & _between("idle_timeout_seconds", SHORTEST_SECONDS, LONGEST_SECONDS)
@@ -438,11 +437,11 @@ class Upstream(Recorded):
                 & _empty_or_between("total_timeout_seconds", SHORTEST_SECONDS, LONGEST_SECONDS),
                 name="relay_upstream_timeouts",
             ),
-            Check(
+            models.CheckConstraint(
                 condition=_between("min_upload_bytes_per_second", 0, MOST_BYTES_PER_SECOND),
                 name="relay_upstream_upload_rate",
             ),
-            Check(
+            models.CheckConstraint(
                 condition=_between("max_concurrent", 1, MOST_CONNECTIONS)
                 & _between("max_queued", 0, MOST_CONNECTIONS)
                 & _between("max_connections", 1, MOST_CONNECTIONS)
@@ -606,14 +605,18 @@ class HeaderRule(Recorded):
         ordering = ("upstream", "id")
         base_manager_name = "objects"
         constraints = (
-            Check(condition=Q(side__in=Side.values), name="relay_header_rule_side"),
-            Check(condition=Q(action__in=Action.values), name="relay_header_rule_action"),
-            Check(
+            models.CheckConstraint(condition=Q(side__in=Side.values), name="relay_header_rule_side"),
+            models.CheckConstraint(condition=Q(action__in=Action.values), name="relay_header_rule_action"),
+            models.CheckConstraint(
                 condition=Q(name__regex=r"^[!#$%&'*+.^_`|~0-9a-z-]+\Z") & ~Q(name__in=sorted(headers.FIXED_NAMES)),
                 name="relay_header_rule_name",
             ),
-            Check(condition=~Q(value__contains="\r") & ~Q(value__contains="\n"), name="relay_header_rule_value"),
-            Check(condition=~Q(action=Action.REMOVE) | Q(value=""), name="relay_header_rule_remove_has_no_value"),
+            models.CheckConstraint(
+                condition=~Q(value__contains="\r") & ~Q(value__contains="\n"), name="relay_header_rule_value"
+            ),
+            models.CheckConstraint(
+                condition=~Q(action=Action.REMOVE) | Q(value=""), name="relay_header_rule_remove_has_no_value"
+            ),
         )
 
     def __str__(self) -> str:
