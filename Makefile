@@ -38,6 +38,9 @@ run: $(VENV)/.installed
 	@$(VENV)/bin/python manage.py first_run
 	@WEB_CONCURRENCY=$${WEB_CONCURRENCY:-1} exec $(VENV)/bin/python manage.py serve
 
+# Processes by the hundred import the same modules: what they compiled is kept, whatever the caller's environment says.
+test coverage: export PYTHONDONTWRITEBYTECODE =
+
 test: $(VENV)/.installed-dev chromium
 	$(VENV)/bin/python -X dev -m pytest $(AT_ONCE) $(PYTEST_ARGS)
 

@@ -8,6 +8,7 @@ whole time only. What connecting costs is not in these rates; `put_load` has it.
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import time
@@ -62,6 +63,8 @@ class HeldLoad:
             yield
         finally:
             self._process.send_signal(signal.SIGSTOP)
+            if self._process.returncode is None:  # it goes on until the signal has reached all of its threads
+                os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
         self._require_alive()
 
     def end(self) -> int:

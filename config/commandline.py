@@ -5,6 +5,7 @@ A wrong environment is told in plain lines with exit code 2, not as a traceback.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -12,9 +13,13 @@ from django.core.management import execute_from_command_line
 
 from config import environment
 
+GC_THRESHOLD = 50_000
+"""How many objects more there are before the young are looked at for garbage: a start-up makes many, and keeps them."""
+
 
 def main() -> int:
     """Run the Django command that `sys.argv` names and give the exit code."""
+    gc.set_threshold(GC_THRESHOLD)
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
     try:
         if sys.argv[1:2] == ["first_run"]:
