@@ -5,6 +5,7 @@ A wrong environment is told in plain lines with exit code 2, not as a traceback.
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import sys
@@ -20,6 +21,7 @@ GC_THRESHOLD = 50_000
 def main() -> int:
     """Run the Django command that `sys.argv` names and give the exit code."""
     gc.set_threshold(GC_THRESHOLD)
+    atexit.register(gc.freeze)  # else the interpreter, as it ends, looks for garbage in all there is, several times
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
     try:
         if sys.argv[1:2] == ["first_run"]:
