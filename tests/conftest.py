@@ -6,6 +6,8 @@ The request path never touches the ORM, so none of these brings a database. Sett
 from __future__ import annotations
 
 import gc
+import itertools
+import os
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -44,6 +46,23 @@ def pytest_collection() -> Iterator[None]:
         gc.collect()
         gc.freeze()
         gc.enable()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whoever takes long begins: of xdist's processes each gets a slice of the list, and the last to end is short.
+
+    Tests that take long are those with a time limit of their own. Among themselves both kinds stay in random order.
+    """
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    long = [item for item in items if item.get_closest_marker("timeout")]
+    short = [item for item in items if not item.get_closest_marker("timeout")]
+    bounds = [len(short) * n // processes for n in range(processes + 1)]
+    items[:] = [
+        item
+        for n, (start, end) in enumerate(itertools.pairwise(bounds))
+        for item in (*long[n::processes], *short[start:end])
+    ]
 
 
 @pytest.fixture(scope="session")
