@@ -71,6 +71,7 @@ def rude(rng: random.Random) -> bytes:
             lambda: post + b"Transfer-Encoding: chunked\r\n\r\n" + rng.choice(CHUNKS),
             lambda: post + b"Content-Length: 1000000000\r\n\r\n" + bytes(rng.randrange(300_000)),
             lambda: post + b"Expect: 100-continue\r\nContent-Length: 1000000000\r\n\r\n",
+            lambda: post + b"Relay-Key: rk_a\r\nRelay-Key: rk_b\r\n\r\n",
             lambda: rng.choice(LINES),
             lambda: b"GET /relay/o%b HTTP/1.1\r\nHost: localhost\r\n\r\n" % rng.choice(OUTSIDE),
             lambda: b"GET /relay/o/a HTTP/1.1\r\nHost: %b\r\n\r\n" % rng.choice(REFUSED_HOSTS),
