@@ -16,6 +16,7 @@ from typing import Any
 import dj_database_url
 import pytest
 import pytest_asyncio
+import pytest_django
 import trustme
 from django.core.management import call_command
 from django.db import connections
@@ -72,9 +73,12 @@ def authority() -> trustme.CA:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def prepared_in_base_temp(tmp_path_factory: pytest.TempPathFactory) -> None:
+def ground_for_served_processes(
+    tmp_path_factory: pytest.TempPathFactory, django_db_blocker: pytest_django.DjangoDbBlocker
+) -> None:
     """What served processes copy is made where pytest clears up."""
     serving_ground.prepared_in = common_folder(tmp_path_factory)
+    serving_ground.database_blocker = django_db_blocker
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import os
 import resource
 import shutil
@@ -22,8 +23,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import dj_database_url
 import uvicorn
+from django.core.management import call_command
+from django.db import connections
+from django.db.utils import ConnectionHandler
+from pytest_django import DjangoDbBlocker
 
+from config.settings import _database as with_options
 from tests.caller import Caller
 from tests.once import made_once
 
@@ -174,6 +181,9 @@ def disk_with_room_for(size: int) -> Iterator[None]:
 prepared_in: Path | None = None
 """Where a data folder is kept as `first_run` made it; None for not at all."""
 
+database_blocker: DjangoDbBlocker | None = None
+"""What keeps tests from a database that they did not ask for."""
+
 
 async def run_manage(*arguments: str, environment: Mapping[str, str], within: float) -> Finished:
     """Runs the project's `manage.py` with these arguments."""
@@ -286,6 +296,20 @@ class ServedProcess:
     async def manage(self, *arguments: str, within: float = 20.0) -> Finished:
         """Runs `manage.py` with these arguments on the same data folder and environment."""
         return await run_manage(*arguments, environment=self.environment, within=within)
+
+    async def register(self, slug: str, url: str, *options: str) -> None:
+        """`manage.py upstreams add` on the same database, but in this process: one of its own takes a second."""
+
+        def add() -> None:
+            usual = f"sqlite:///{self.data_dir}/relay.sqlite3"
+            database = dict(dj_database_url.parse(self.environment.get("DATABASE_URL", usual)))
+            connection = ConnectionHandler({"default": with_options(database)})["default"]
+            connections["default"] = connection  # of this thread, and of no other
+            assert database_blocker is not None
+            with database_blocker.unblock(), contextlib.closing(connection):
+                call_command("upstreams", "add", slug, url, *options, stdout=io.StringIO(), stderr=io.StringIO())
+
+        await asyncio.to_thread(add)
 
     async def until_output(self, text: str, *, within: float = 5.0) -> str:
         """The first line of stdout or stderr, past or to come, that has `text` in it."""

@@ -38,8 +38,7 @@ async def served(origin: Origin, tmp_path: Path) -> AsyncIterator[ServedProcess]
     """One worker with the upstream `o`, for which a key is needed, and a log of its own."""
     environment = {"RELAY_ACCESS_LOG": str(tmp_path / "access.log"), "RELAY_HEAD_TIMEOUT_SECONDS": "1"}
     async with ServedProcess(environment=environment) as served:
-        added = await served.manage("upstreams", "add", "o", origin.url, "--allow-network", "127.0.0.0/8")
-        assert added.code == 0, added.err
+        await served.register("o", origin.url, "--allow-network", "127.0.0.0/8")
         async with Caller(served.port) as caller:
             while (await caller.get(b"/relay/o/a")).status == 404:
                 pass

@@ -40,13 +40,11 @@ async def served(origin: Origin, spare: Origin) -> AsyncIterator[ServedProcess]:
     origin.on(b"/healthz", reply())
     spare.on(b"/healthz", reply(500))
     async with ServedProcess(workers=2) as served:
-        added = await served.manage(
-            *("upstreams", "add", "o", origin.url, "--access", "anyone", "--allow-network", "127.0.0.0/8"),
+        await served.register(
+            *("o", origin.url, "--access", "anyone", "--allow-network", "127.0.0.0/8"),
             *("--target", f"127.0.0.1:{origin.port}", "--target", f"127.0.0.1:{spare.port}"),
             *("--set", "check_path=/healthz", "--set", f"check_interval_seconds={INTERVAL_SECONDS}"),
-            within=40,
         )
-        assert added.code == 0, added.err
         yield served
 
 

@@ -59,10 +59,7 @@ async def served(origin: Origin, many_files: None) -> AsyncIterator[ServedProces
     """One worker as in production, with the upstream `o` at `origin`, warm."""
     origin.on(b"/warm", reply(body=bytes(MIB)))
     async with ServedProcess(environment={"RELAY_ACCESS_LOG": "off"}) as served:
-        added = await served.manage(
-            "upstreams", "add", "o", origin.url, "--access", "anyone", "--allow-network", "127.0.0.0/8"
-        )
-        assert added.code == 0, added.err
+        await served.register("o", origin.url, "--access", "anyone", "--allow-network", "127.0.0.0/8")
         async with Caller(served.port) as caller:
             while (await caller.get(b"/relay/o/warm")).status == 404:
                 pass

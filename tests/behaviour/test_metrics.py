@@ -139,11 +139,8 @@ async def test_others_networks_get_neither_metrics_nor_details(settings: Any, gr
 async def test_workers_add_up_and_a_killed_one_takes_nothing_back(origin: Origin) -> None:
     origin.on(b"/x", reply())
     async with ServedProcess(workers=2) as served:
-        added = await served.manage(
-            "upstreams", "add", "o", f"http://{origin.host}:{origin.port}", "--access", "anyone",
-            "--allow-network", "127.0.0.0/8",
-        )  # fmt: skip
-        assert added.code == 0, added.err
+        url = f"http://{origin.host}:{origin.port}"
+        await served.register("o", url, "--access", "anyone", "--allow-network", "127.0.0.0/8")
         async with asyncio.timeout(20):
             while True:
                 async with Caller(served.port) as caller:

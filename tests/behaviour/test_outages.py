@@ -118,10 +118,7 @@ async def until(holds: Callable[[], Awaitable[bool]]) -> None:
 
 
 async def register(served: ServedProcess, slug: str, origin: Origin) -> None:
-    added = await served.manage(
-        "upstreams", "add", slug, f"http://{origin.host}:{origin.port}", "--allow-network", "127.0.0.0/8"
-    )
-    assert added.code == 0, added.err
+    await served.register(slug, f"http://{origin.host}:{origin.port}", "--allow-network", "127.0.0.0/8")
 
 
 def stored_revision(data: Path) -> int:

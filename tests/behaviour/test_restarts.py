@@ -71,11 +71,8 @@ class Load:
 async def served_at(origin: Origin, *, workers: int = 2, **environment: str) -> AsyncIterator[ServedProcess]:
     origin.on(b"/x", reply(body=b"fine"))
     async with ServedProcess(workers=workers, environment={"RELAY_ACCESS_LOG": "off", **environment}) as served:
-        added = await served.manage(
-            "upstreams", "add", "o", f"http://{origin.host}:{origin.port}", "--access", "anyone",
-            "--allow-network", "127.0.0.0/8",
-        )  # fmt: skip
-        assert added.code == 0, added.err
+        url = f"http://{origin.host}:{origin.port}"
+        await served.register("o", url, "--access", "anyone", "--allow-network", "127.0.0.0/8")
         async with asyncio.timeout(30):
             while True:  # until every worker has seen the edit, and told so
                 async with Caller(served.port) as caller:

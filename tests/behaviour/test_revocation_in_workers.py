@@ -44,7 +44,7 @@ print(ApiKey.objects.get().last_used_at is not None)
 async def served(origin: Origin) -> AsyncIterator[ServedProcess]:
     """With an upstream `o` at `origin`, for callers with a key."""
     async with ServedProcess(workers=WORKERS) as served:
-        await done(served, "upstreams", "add", "o", origin.url, "--allow-network", "127.0.0.0/8")
+        await served.register("o", origin.url, "--allow-network", "127.0.0.0/8")
         yield served
 
 

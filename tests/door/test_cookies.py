@@ -37,7 +37,7 @@ async def test_behind_tls_the_cookies_are_this_hosts_alone_and_no_upstream_gets_
     origin.on(b"/a", reply(200, forged))
     async with ServedProcess(environment=BEHIND_TLS, start_seconds=60) as served:
         for_anyone = ("--access", "anyone", "--allow-network", "127.0.0.0/8")
-        assert (await served.manage("upstreams", "add", "o", origin.url, *for_anyone)).code == 0
+        await served.register("o", origin.url, *for_anyone)
         told = {"X-Forwarded-Proto": "https", "Referer": f"https://127.0.0.1:{served.port}/admin/login/"}
         async with httpx.AsyncClient(base_url=served.url, headers=told) as client:
             assert (await client.get("/admin/", headers={"X-Forwarded-Proto": "http"})).status_code == 301

@@ -92,7 +92,7 @@ async def test_no_page_of_the_admin_breaks_the_policy_and_relayed_pages_do_not_g
     origin.on(b"/page", reply(200, [(b"Content-Type", b"text/html")], b"<p>hello"))
     async with ServedProcess(start_seconds=60) as served:
         for_anyone = ("--access", "anyone", "--allow-network", "127.0.0.0/8")
-        assert (await served.manage("upstreams", "add", "o", origin.url, *for_anyone)).code == 0
+        await served.register("o", origin.url, *for_anyone)
         page = await (await browser.new_context(base_url=served.url)).new_page()
         complaints: list[str] = []
         page.on("console", lambda line: complaints.append(line.text) if "Security Policy" in line.text else None)
