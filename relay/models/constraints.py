@@ -38,13 +38,12 @@ class Together(models.BaseConstraint):
         using: str = DEFAULT_DB_ALIAS,
     ) -> None:
         excluded = exclude or set()
+        conditions = [Q(check.condition) for check in self.checks]
         # One that names a field that is not to be looked at holds, as Django has it.
-        conditions = [
-            c for c in (Q(check.condition) for check in self.checks) if not c.referenced_base_fields & excluded
-        ]
-        if not conditions:
+        asked = [condition for condition in conditions if not condition.referenced_base_fields & excluded]
+        if not asked:
             return
-        all_of_them = Q(*conditions)
+        all_of_them = Q(*asked)
         others = {field.name for field in model._meta.local_concrete_fields} - all_of_them.referenced_base_fields
         try:
             CheckConstraint(condition=all_of_them, name=self.name).validate(
@@ -57,4 +56,5 @@ class Together(models.BaseConstraint):
                     check.validate(model, instance, exclude=exclude, using=using)
                 except ValidationError as problem:
                     problems.append(problem)
-            raise ValidationError(problems) from None
+            if problems:
+                raise ValidationError(problems) from None
