@@ -1,4 +1,4 @@
-"""All tables of the first version, and the one row of `Revision`. Databases that took the ten steps to it have them."""
+"""All tables of the first version at once, for new databases. One that took some of the ten steps takes the others."""
 
 from __future__ import annotations
 
