@@ -11,9 +11,7 @@ import os
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
 
-import dj_database_url
 import pytest
 import pytest_asyncio
 import pytest_django
@@ -23,9 +21,9 @@ from django.db import connections
 from hypothesis import HealthCheck, settings
 from playwright.async_api import Browser, async_playwright
 
-from config.settings import _database as with_options
 from tests import serving_ground
 from tests.caller import Caller
+from tests.databases import default_database
 from tests.once import common_folder, made_once
 from tests.origin import Origin
 from tests.serving_ground import Ground
@@ -83,21 +81,15 @@ def ground_for_served_processes(
 
 @pytest.fixture(scope="session")
 def migrated_file(
-    tmp_path_factory: pytest.TempPathFactory, django_test_environment: None, django_db_blocker: Any
+    tmp_path_factory: pytest.TempPathFactory,
+    django_test_environment: None,
+    django_db_blocker: pytest_django.DjangoDbBlocker,
 ) -> Path:
     """A SQLite file as `migrate` leaves it, to be copied."""
 
     def migrate(path: Path) -> None:
-        usual, usual_connection = connections.settings["default"], connections["default"]
-        connections.settings["default"] = {**usual, **with_options(dict(dj_database_url.parse(f"sqlite:///{path}")))}
-        del connections["default"]
-        try:
-            with django_db_blocker.unblock():
-                call_command("migrate", verbosity=0)
-                connections["default"].close()
-        finally:
-            connections.settings["default"] = usual
-            connections["default"] = usual_connection
+        with default_database(f"sqlite:///{path}", django_db_blocker):
+            call_command("migrate", verbosity=0)
 
     return made_once(common_folder(tmp_path_factory) / "migrated.sqlite3", migrate)
 

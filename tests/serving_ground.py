@@ -23,15 +23,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import dj_database_url
 import uvicorn
 from django.core.management import call_command
-from django.db import connections
-from django.db.utils import ConnectionHandler
 from pytest_django import DjangoDbBlocker
 
-from config.settings import _database as with_options
 from tests.caller import Caller
+from tests.databases import default_database
 from tests.once import made_once
 
 Message = MutableMapping[str, Any]
@@ -301,12 +298,9 @@ class ServedProcess:
         """`manage.py upstreams add` on the same database, but in this process: one of its own takes a second."""
 
         def add() -> None:
-            usual = f"sqlite:///{self.data_dir}/relay.sqlite3"
-            database = dict(dj_database_url.parse(self.environment.get("DATABASE_URL", usual)))
-            connection = ConnectionHandler({"default": with_options(database)})["default"]
-            connections["default"] = connection  # of this thread, and of no other
             assert database_blocker is not None
-            with database_blocker.unblock(), contextlib.closing(connection):
+            usual = f"sqlite:///{self.data_dir}/relay.sqlite3"
+            with default_database(self.environment.get("DATABASE_URL", usual), database_blocker):
                 call_command("upstreams", "add", slug, url, *options, stdout=io.StringIO(), stderr=io.StringIO())
 
         await asyncio.to_thread(add)

@@ -6,15 +6,12 @@ import re
 import sqlite3
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
-import dj_database_url
 from django.core.management import call_command
-from django.db import connections
 from django.db.migrations.executor import MigrationExecutor
-from django.db.utils import ConnectionHandler
+from pytest_django import DjangoDbBlocker
 
-from config.settings import _database as with_options
+from tests.databases import default_database
 
 
 def tables(path: Path) -> dict[tuple[str, str], list[str]]:
@@ -28,20 +25,13 @@ def tables(path: Path) -> dict[tuple[str, str], list[str]]:
 
 
 def test_a_database_that_took_some_of_the_steps_takes_the_others(
-    tmp_path: Path, migrated_file: Path, django_db_blocker: Any
+    tmp_path: Path, migrated_file: Path, django_db_blocker: DjangoDbBlocker
 ) -> None:
     path = tmp_path / "old.sqlite3"
-    usual = connections["default"]
-    with django_db_blocker.unblock():
-        old = ConnectionHandler({"default": with_options(dict(dj_database_url.parse(f"sqlite:///{path}")))})["default"]
-        connections["default"] = old
-        try:
-            step_by_step = MigrationExecutor(old)
-            step_by_step.loader.replace_migrations = False
-            step_by_step.loader.build_graph()
-            step_by_step.migrate([("relay", "0008_queue")])
-            call_command("migrate", verbosity=0)
-        finally:
-            old.close()
-            connections["default"] = usual
+    with default_database(f"sqlite:///{path}", django_db_blocker) as database:
+        step_by_step = MigrationExecutor(database)
+        step_by_step.loader.replace_migrations = False
+        step_by_step.loader.build_graph()
+        step_by_step.migrate([("relay", "0008_queue")])
+        call_command("migrate", verbosity=0)
     assert tables(path) == tables(migrated_file)
