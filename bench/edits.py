@@ -1,7 +1,8 @@
 """The admin of the soak: edits upstreams through `manage.py upstreams`, one after another, in a process of its own.
 
-Started as `python -m bench.edits SEED PAUSE_SECONDS`; told to end, it says how many it made. What it changes must lose
-nobody anything: bounds stay wide enough, and what is switched off is asked by those who expect it.
+Started as `python -m bench.edits SEED PAUSE_SECONDS`; its last line says how many it made, at first when it is ready
+and then when it was told to end. What it changes must lose nobody anything: bounds stay wide enough, and what is
+switched off is asked by those who expect it.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: ended.set())
     draw = random.Random(f"{seed}/edits")
     made = 0
+    print(made, flush=True)
     with Path(os.devnull).open("w") as nowhere:
         while not ended.wait(draw.uniform(0, 2 * pause_seconds)):
             call_command(*drawn(draw), stdout=nowhere, stderr=nowhere)

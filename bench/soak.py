@@ -172,10 +172,9 @@ def _traffic(
     course_file = plan.folder / "course.json"
     course_file.touch(mode=0o600)
     course_file.write_text(json.dumps({**asdict(course), "seconds": seconds, "seed": seed}))
-    edits_drawn = [str(seed), str(plan.edit_seconds)]
     reloaded = 0
     with (
-        run_module("edits", *edits_drawn, folder=plan.folder, env=_installation(plan).environment) as edits,
+        _editing(plan, seed) as edits,
         run_module("traffic", str(course_file), folder=plan.folder) as traffic,
     ):
         started = time.monotonic()
@@ -193,6 +192,15 @@ def _traffic(
             time.sleep(SAMPLE_SECONDS)
         tally = Tally(**json.loads(traffic.last_line()))
     return _Done(tally, reloaded, int(edits.last_line()))
+
+
+@contextmanager
+def _editing(plan: Plan, seed: int) -> Iterator[Server]:
+    """The admin at work; told to end before it could begin, it would not say how much it did."""
+    drawn = [str(seed), str(plan.edit_seconds)]
+    with run_module("edits", *drawn, folder=plan.folder, env=_installation(plan).environment) as edits:
+        edits.wait_until(lambda: bool(edits.last_line()))
+        yield edits
 
 
 def _let_rest(relay: Watched, before: dict[str, int]) -> tuple[dict[str, int], dict[str, int]]:
