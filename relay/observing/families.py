@@ -71,9 +71,14 @@ class Numbers:
     def merge(self, other: Numbers, *, lasting_only: bool = False) -> None:
         """Add those of another worker; of one that is gone only what lasts: counters and histograms."""
         for name, family in other.families.items():
-            if family.kind != "gauge" or not lasting_only:
+            if family.kind == "gauge" and lasting_only:
+                continue
+            if name in self.families:
                 for sample in other.samples[name].items():
                     self.add(family, sample)
+            else:
+                self.families[name] = family
+                self.samples[name] = dict(other.samples[name])
 
     def dump(self) -> bytes:
         document = {
@@ -94,9 +99,9 @@ class Numbers:
         numbers = cls()
         try:
             for name, told in json.loads(text).items():
-                family = Family(name, told["kind"], told["help"], tuple(told["labels"]), told["merge"])
-                for *labels, value in told["samples"]:
-                    numbers.add(family, (tuple(map(str, labels)), float(value)))
+                labels = tuple(told["labels"])
+                numbers.families[name] = Family(name, told["kind"], told["help"], labels, told["merge"])
+                numbers.samples[name] = {tuple(map(str, values)): float(number) for *values, number in told["samples"]}
         except (KeyError, TypeError, AttributeError) as problem:
             raise ValueError("it is no worker's file") from problem
         return numbers
