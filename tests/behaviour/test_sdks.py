@@ -7,12 +7,13 @@ service does.
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import shutil
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any, TypeVar
 
-import openai
 import pytest
 
 from tests.behaviour.conftest import Issued, Relayed
@@ -76,6 +77,12 @@ async def answer(exchange: Exchange, document: dict[str, Any]) -> None:
     await exchange.send(counted_answer(200, [(b"Content-Type", b"application/json")], body))
 
 
+@pytest.fixture(scope="session")
+def openai() -> ModuleType:
+    """Imported by who needs it: with its hundreds of models it takes a second, and all processes collect all tests."""
+    return importlib.import_module("openai")
+
+
 @pytest.fixture
 def service(origin: Origin) -> Service:
     return Service(origin)
@@ -101,7 +108,7 @@ def given(client: type[Result], ground: Ground, key: str) -> Result:
 
 
 async def test_the_asynchronous_client_streams_a_completion_word_by_word(
-    service: Service, origin: Origin, ground: Ground, key: str
+    service: Service, origin: Origin, ground: Ground, openai: ModuleType, key: str
 ) -> None:
     async with given(openai.AsyncOpenAI, ground, key) as client:
         service.gate.open()
@@ -119,7 +126,7 @@ async def test_the_asynchronous_client_streams_a_completion_word_by_word(
 
 
 async def test_the_synchronous_client_streams_a_completion_word_by_word(
-    service: Service, origin: Origin, ground: Ground, key: str
+    service: Service, origin: Origin, ground: Ground, openai: ModuleType, key: str
 ) -> None:
     loop = asyncio.get_running_loop()
 
@@ -140,7 +147,9 @@ async def test_the_synchronous_client_streams_a_completion_word_by_word(
     await the_only_request(origin, key)
 
 
-async def test_whole_answers_come_whole(service: Service, origin: Origin, ground: Ground, key: str) -> None:
+async def test_whole_answers_come_whole(
+    service: Service, origin: Origin, ground: Ground, openai: ModuleType, key: str
+) -> None:
     async with given(openai.AsyncOpenAI, ground, key) as client:
         completion = await client.chat.completions.create(
             model="small", messages=[{"role": "user", "content": "hello"}]
@@ -155,7 +164,7 @@ async def test_whole_answers_come_whole(service: Service, origin: Origin, ground
 
 @pytest.mark.parametrize(("shown", "kind"), [(UNKNOWN, "key-refused"), ("sk-somebody-elses", "key-required")])
 async def test_a_wrong_key_is_the_packages_own_error(
-    service: Service, origin: Origin, ground: Ground, key: str, shown: str, kind: str
+    service: Service, origin: Origin, ground: Ground, openai: ModuleType, key: str, shown: str, kind: str
 ) -> None:
     async with given(openai.AsyncOpenAI, ground, shown) as client:
         with pytest.raises(openai.AuthenticationError) as refusal:
@@ -167,7 +176,7 @@ async def test_a_wrong_key_is_the_packages_own_error(
 
 
 async def test_what_is_not_granted_is_the_packages_own_error(
-    service: Service, relayed: Relayed, issued: Issued, ground: Ground
+    service: Service, relayed: Relayed, issued: Issued, ground: Ground, openai: ModuleType
 ) -> None:
     key = issued(relayed("llm", open_to_anyone=False), grants=[])[0].decode()
     async with given(openai.AsyncOpenAI, ground, key) as client:
