@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from django.contrib.auth.models import Permission, User
+from django.contrib.messages import get_messages
 from django.test import Client
 
 from relay.models import Access, Action, ApiKey, Consumer, Grant, HeaderRule, Upstream
 
 SignIn = Callable[..., Client]
+
+
+def warnings_of(response: Any) -> list[str]:
+    """What a page warned of."""
+    return [str(message) for message in get_messages(response.wsgi_request) if message.level_tag == "warning"]
 
 
 @pytest.fixture

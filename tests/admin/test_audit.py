@@ -27,7 +27,7 @@ def found(client: Client, query: str = "") -> list[str]:
     """The objects of the entries listed, newest first."""
     response = client.get(f"{LIST}{query}")
     assert response.status_code == 200
-    return [entry.object_name for entry in response.context["cl"].result_list]
+    return [entry.object_name for entry in response.context_data["cl"].result_list]
 
 
 def exported(client: Client, form: str, query: str = "") -> str:

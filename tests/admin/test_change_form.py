@@ -12,7 +12,7 @@ from django.utils import timezone
 
 from relay.models import Access, Change, CookieMode, HeaderRule, JarCookie, Upstream
 from relay.models.usage import add_counts
-from tests.admin.conftest import SignIn
+from tests.admin.conftest import SignIn, warnings_of
 from tests.admin.filled_form import filled_form
 
 ADD = "/admin/relay/upstream/add/"
@@ -27,7 +27,7 @@ def errors_of(client: Client, **changes: str | None) -> dict[str, list[str]]:
     response = client.post(ADD, form)
     assert response.status_code == 200
     assert not Upstream.objects.filter(slug=form.get("slug")).exists()
-    errors: dict[str, list[str]] = response.context["adminform"].form.errors
+    errors: dict[str, list[str]] = response.context_data["adminform"].form.errors
     return errors
 
 
@@ -123,14 +123,14 @@ def test_a_header_rule_that_frames_the_message_is_refused_at_its_field(admin_cli
         Upstream(slug="new", base_url="https://new.example"), new_rules=[{"name": "Transfer-Encoding", "value": "x"}]
     )
     response = admin_client.post(ADD, form)
-    assert list(response.context["inline_admin_formsets"][1].formset.errors[0]) == ["name"]
+    assert list(response.context_data["inline_admin_formsets"][1].formset.errors[0]) == ["name"]
     assert not Upstream.objects.exists()
 
 
 def test_what_will_not_work_is_saved_with_a_warning(admin_client: Client) -> None:
     form = filled_form(Upstream(slug="inside", base_url="https://10.1.2.3", verify_tls=False))
     page = admin_client.post(ADD, form, follow=True)
-    warnings = [str(message) for message in page.context["messages"] if message.level_tag == "warning"]
+    warnings = warnings_of(page)
     assert warnings == Upstream.objects.get(slug="inside").warnings()
     assert len(warnings) == 2
 

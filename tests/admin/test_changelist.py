@@ -19,7 +19,7 @@ def rows(client: Client, query: str = "") -> set[str]:
     """The slugs of the upstreams listed."""
     response = client.get(f"{LIST}{query}")
     assert response.status_code == 200
-    return {upstream.slug for upstream in response.context["cl"].result_list}
+    return {upstream.slug for upstream in response.context_data["cl"].result_list}
 
 
 def act(client: Client, action: str, *chosen: Upstream) -> str:

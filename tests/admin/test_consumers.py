@@ -51,7 +51,7 @@ def filled_form(
 def rows(client: Client, query: str = "") -> dict[str, Any]:
     response = client.get(f"{LIST}{query}")
     assert response.status_code == 200
-    return {consumer.name: consumer for consumer in response.context["cl"].result_list}
+    return {consumer.name: consumer for consumer in response.context_data["cl"].result_list}
 
 
 # The list.
@@ -162,7 +162,7 @@ def test_what_is_wrong_with_a_grant_is_said_at_its_field(
 ) -> None:
     form = filled_form(new_grants=[{"upstream": weather.pk, **grant}])
     response = admin_client.post(f"{LIST}add/", form)
-    errors = response.context["inline_admin_formsets"][0].formset.errors[0]
+    errors = response.context_data["inline_admin_formsets"][0].formset.errors[0]
     assert list(errors) == [field]
     assert words in errors[field][0]
     assert not Consumer.objects.exists()

@@ -23,7 +23,7 @@ def test_the_numbers_are_those_of_the_lists_they_lead_to(
     ApiKey.issue(batch, expires_at=timezone.now() + timedelta(days=6))
     ApiKey.issue(Consumer.objects.create(name="off", enabled=False))
     ApiKey.objects.filter(pk=key.pk).update(created_at=timezone.now() - timedelta(days=91))
-    groups = admin_client.get("/admin/").context["figure_groups"]
+    groups = admin_client.get("/admin/").context_data["figure_groups"]
     assert [(title, [(figure.label, figure.count) for figure in figures]) for title, figures in groups] == [
         (
             "Upstreams",
@@ -46,7 +46,7 @@ def test_the_numbers_are_those_of_the_lists_they_lead_to(
     ]
     page = admin_client.get("/admin/").content.decode()
     for figure in (figure for _, figures in groups for figure in figures):
-        assert admin_client.get(figure.page).context["cl"].result_count == figure.count
+        assert admin_client.get(figure.page).context_data["cl"].result_count == figure.count
         assert figure.page.replace("&", "&amp;") in page
 
 

@@ -27,7 +27,7 @@ WHOLE_KEY = re.compile(r"rk_[a-km-np-z2-9]{8}[A-Za-z0-9_-]{43}")
 
 def issue(client: Client, query: str = "", **fields: Any) -> Any:
     """What a browser posts: the page's own fields, then what one changes."""
-    opened = client.get(f"{ISSUE}{query}").context["form"]["opened"].value()
+    opened = client.get(f"{ISSUE}{query}").context_data["form"]["opened"].value()
     return client.post(f"{ISSUE}{query}", {"ends": "never", "opened": opened, **fields})
 
 
@@ -95,7 +95,7 @@ def test_the_page_with_the_key_is_kept_by_no_cache_and_tells_no_referrer(admin_c
 
 
 def test_the_page_sent_again_issues_no_second_key(admin_client: Client, batch: Consumer) -> None:
-    opened = admin_client.get(f"{ISSUE}?consumer={batch.pk}").context["form"]["opened"].value()
+    opened = admin_client.get(f"{ISSUE}?consumer={batch.pk}").context_data["form"]["opened"].value()
     fields = {"ends": "never", "opened": opened}
     assert key_in(admin_client.post(f"{ISSUE}?consumer={batch.pk}", fields))
     again = admin_client.post(f"{ISSUE}?consumer={batch.pk}", fields)
@@ -105,7 +105,7 @@ def test_the_page_sent_again_issues_no_second_key(admin_client: Client, batch: C
     assert "by admin since this page was opened" in page
     assert not WHOLE_KEY.search(page)
     meant = admin_client.post(
-        f"{ISSUE}?consumer={batch.pk}", {**fields, "opened": again.context["form"]["opened"].value()}
+        f"{ISSUE}?consumer={batch.pk}", {**fields, "opened": again.context_data["form"]["opened"].value()}
     )
     assert key_in(meant)
     assert ApiKey.objects.count() == 2
@@ -180,7 +180,7 @@ def test_links_that_ask_for_what_is_not_there_lead_to_the_plain_page(admin_clien
         "?upstream=x",
         "?upstream=99",
     ):
-        assert "consumer" in admin_client.get(f"{ISSUE}{query}").context["form"].fields
+        assert "consumer" in admin_client.get(f"{ISSUE}{query}").context_data["form"].fields
 
 
 def test_a_key_without_a_grant_says_that_it_opens_nothing(admin_client: Client, batch: Consumer) -> None:
@@ -192,7 +192,7 @@ def test_making_consumers_and_grants_on_the_way_are_rights_of_their_own(
     sign_in: SignIn, batch: Consumer, weather: Upstream
 ) -> None:
     client = sign_in("issue_apikey")
-    fields = client.get(ISSUE).context["form"].fields
+    fields = client.get(ISSUE).context_data["form"].fields
     assert "new_consumer" not in fields
     assert "upstream" not in fields
     assert key_in(issue(client, f"?consumer={batch.pk}", upstream=weather.pk, new_consumer="other"))
@@ -246,7 +246,7 @@ def test_rotating_shows_the_new_key_once_and_says_until_when_the_old_one_works(
     admin_client: Client, admin_user: User, batch: Consumer, key: ApiKey
 ) -> None:
     before = timezone.now()
-    assert admin_client.get(page_of(key, "rotate")).context["form"]["grace"].value() == "86400"
+    assert admin_client.get(page_of(key, "rotate")).context_data["form"]["grace"].value() == "86400"
     response = admin_client.post(page_of(key, "rotate"), {"grace": "86400", "ends": "never"})
     text = key_in(response)
     key.refresh_from_db()
@@ -279,7 +279,7 @@ def test_the_new_key_can_keep_the_end_of_the_old_one_or_get_another(admin_client
     end = timezone.now() + timedelta(days=3)
     for ends, expected in (("same", end), ("never", None)):
         key, _ = ApiKey.issue(batch, expires_at=end)
-        assert admin_client.get(page_of(key, "rotate")).context["form"]["ends"].value() == "same"
+        assert admin_client.get(page_of(key, "rotate")).context_data["form"]["ends"].value() == "same"
         admin_client.post(page_of(key, "rotate"), {"grace": "3600", "ends": ends})
         key.refresh_from_db()
         assert key.rotated_to is not None
@@ -370,7 +370,7 @@ def test_deleting_keys_takes_djangos_right_too(sign_in: SignIn, key: ApiKey) -> 
 def prefixes(client: Client, query: str = "") -> set[str]:
     response = client.get(f"{LIST}{query}")
     assert response.status_code == 200
-    return {key.prefix for key in response.context["cl"].result_list}
+    return {key.prefix for key in response.context_data["cl"].result_list}
 
 
 def test_an_empty_list_says_what_to_do(admin_client: Client) -> None:

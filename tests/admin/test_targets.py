@@ -12,7 +12,7 @@ from django.test import Client
 
 from relay.models import Change, Credential, Target, Upstream
 from relay.models.targets import LISTED_ALREADY, MOST_TARGETS, TOO_MANY
-from tests.admin.conftest import SignIn
+from tests.admin.conftest import SignIn, warnings_of
 from tests.admin.filled_form import filled_form
 
 
@@ -40,7 +40,7 @@ def editor(sign_in: SignIn) -> Client:
 
 
 def inline(response: Any) -> Any:
-    (found,) = [each for each in response.context["inline_admin_formsets"] if each.opts.model is Target]
+    (found,) = [each for each in response.context_data["inline_admin_formsets"] if each.opts.model is Target]
     return found
 
 
@@ -49,10 +49,6 @@ def errors(response: Any) -> tuple[list[Mapping[str, list[str]]], list[str]]:
     assert response.status_code == 200
     formset = inline(response).formset
     return formset.errors, list(formset.non_form_errors())
-
-
-def warnings(response: Any) -> list[str]:
-    return [str(message) for message in response.context["messages"] if message.level_tag == "warning"]
 
 
 # What is saved
@@ -230,7 +226,7 @@ def test_the_list_tells_how_many_targets_there_are_and_finds_them(
     assert "3 targets, 1 switched off" in admin_client.get("/admin/relay/upstream/").content.decode()
     Target.objects.exclude(address="c.example").delete()
     assert "1 target, 1 switched off" in admin_client.get("/admin/relay/upstream/").content.decode()
-    found = admin_client.get("/admin/relay/upstream/?q=c.example").context["cl"].result_list
+    found = admin_client.get("/admin/relay/upstream/?q=c.example").context_data["cl"].result_list
     assert [upstream.slug for upstream in found] == ["spread"]
 
 
@@ -243,7 +239,7 @@ def test_a_changed_place_warns_that_the_credential_needs_to_be_confirmed(
     form |= {"targets-0-address": "a.example"} if edit == "move" else {}
     form |= {"targets-0-DELETE": "on"} if edit == "remove" else {}
     page = admin_client.post(change_url(spread), form, follow=True)
-    assert [sentence.partition(" until")[0] for sentence in warnings(page)] == [
+    assert [sentence.partition(" until")[0] for sentence in warnings_of(page)] == [
         "Its credential (Bearer token) was confirmed for another place than it leads to now. Requests are refused"
     ]
 
@@ -252,7 +248,7 @@ def test_a_changed_share_is_no_other_place(editor: Client, spread: Upstream) -> 
     Credential.put(spread, "bearer", secrets={"secret": "s3cret"})
     form = filled_form(spread) | {"targets-0-weight": "7"}
     del form["targets-1-enabled"]
-    assert warnings(editor.post(change_url(spread), form, follow=True)) == []
+    assert warnings_of(editor.post(change_url(spread), form, follow=True)) == []
     assert Credential.objects.get().is_confirmed
 
 
@@ -260,5 +256,5 @@ def test_switching_all_off_is_saved_with_a_warning(editor: Client, spread: Upstr
     form = filled_form(spread)
     for number in range(3):
         del form[f"targets-{number}-enabled"]
-    (sentence,) = warnings(editor.post(change_url(spread), form, follow=True))
+    (sentence,) = warnings_of(editor.post(change_url(spread), form, follow=True))
     assert sentence.startswith("All of its targets are switched off: callers get 503.")
