@@ -38,7 +38,8 @@ PROJECT = Path(__file__).resolve().parent.parent
 LISTENING = "Relay listening on "
 LOOK_SECONDS = 0.001
 ADMIN_PASSWORD = "a-password-for-the-admin"
-SHAPES_FIRST_RUN = ("DATABASE_URL", "DJANGO_SUPERUSER_PASSWORD", "RELAY_ADMIN_MFA", "SECRET_KEY")
+SQLITE = "sqlite:///"
+SHAPES_FIRST_RUN = ("DJANGO_SUPERUSER_PASSWORD", "RELAY_ADMIN_MFA", "SECRET_KEY")
 """Variables by which the first run makes something else than usual."""
 
 
@@ -205,6 +206,34 @@ async def run_manage(*arguments: str, environment: Mapping[str, str], within: fl
     return Finished(process.returncode, out.decode(), err.decode())
 
 
+def bare_environment(data_dir: Path) -> dict[str, str]:
+    return {
+        "PATH": os.environ.get("PATH", os.defpath),
+        "PYTHONUNBUFFERED": "1",
+        "DJANGO_SUPERUSER_PASSWORD": ADMIN_PASSWORD,
+        "RELAY_DATA_DIR": str(data_dir),
+    }
+
+
+async def run_first(environment: Mapping[str, str], *, within: float = 30.0) -> None:
+    """`manage.py first_run`, which has to succeed."""
+    done = await run_manage("first_run", environment=environment, within=within)
+    if done.code:
+        raise AssertionError(f"first_run ended with {done.code}:\n{done.out}{done.err}")
+
+
+def copy_prepared(data_dir: Path, folder: Path, *, database: Path | None = None) -> None:
+    """Have `data_dir` as `first_run` makes it in a bare environment, with its SQLite file at `database` if need be.
+
+    It is made once, in `folder`.
+    """
+    prepared = made_once(folder / "first-run", lambda made: asyncio.run(run_first(bare_environment(made))))
+    # With times and modes: a file of secrets is its owner's alone.
+    shutil.copytree(prepared, data_dir, dirs_exist_ok=True)
+    if database is not None:
+        (data_dir / "relay.sqlite3").rename(database)
+
+
 class ServedProcess:
     """`async with ServedProcess() as served:` is `manage.py first_run`, then `manage.py serve`, on its own data folder.
 
@@ -237,13 +266,7 @@ class ServedProcess:
 
     async def __aenter__(self) -> Self:
         self.data_dir = Path(self._folder.__enter__())
-        self.environment = {
-            "PATH": os.environ.get("PATH", os.defpath),
-            "PYTHONUNBUFFERED": "1",
-            "DJANGO_SUPERUSER_PASSWORD": ADMIN_PASSWORD,
-            "RELAY_DATA_DIR": str(self.data_dir),
-            **self._added,
-        }
+        self.environment = bare_environment(self.data_dir) | self._added
         try:
             if self._first_run:
                 await self._prepare()
@@ -273,22 +296,13 @@ class ServedProcess:
     async def _prepare(self) -> None:
         """Let `first_run` make the data folder, or copy what it made before."""
         is_new = not self.data_dir.exists() or not any(self.data_dir.iterdir())
-        if not is_new or prepared_in is None or any(name in self._added for name in SHAPES_FIRST_RUN):
-            await self._run_first(self.environment)
-            return
-        bare = {name: value for name, value in self.environment.items() if name not in self._added}
-
-        def run_first(folder: Path) -> None:
-            asyncio.run(self._run_first(bare | {"RELAY_DATA_DIR": str(folder)}))
-
-        prepared = await asyncio.to_thread(made_once, prepared_in / "first-run", run_first)
-        # With times and modes: a file of secrets is its owner's alone.
-        await asyncio.to_thread(shutil.copytree, prepared, self.data_dir, dirs_exist_ok=True)
-
-    async def _run_first(self, environment: Mapping[str, str]) -> None:
-        done = await run_manage("first_run", environment=environment, within=self.start_seconds)
-        if done.code:
-            raise AssertionError(f"first_run ended with {done.code}:\n{done.out}{done.err}")
+        own = self._added.get("DATABASE_URL", SQLITE)
+        is_usual = own.startswith(SQLITE) and not any(name in self._added for name in SHAPES_FIRST_RUN)
+        if is_new and is_usual and prepared_in is not None:
+            database = Path(own.removeprefix(SQLITE)) if "DATABASE_URL" in self._added else None
+            await asyncio.to_thread(copy_prepared, self.data_dir, prepared_in, database=database)
+        else:
+            await run_first(self.environment, within=self.start_seconds)
 
     async def manage(self, *arguments: str, within: float = 20.0) -> Finished:
         """Runs `manage.py` with these arguments on the same data folder and environment."""
@@ -299,7 +313,7 @@ class ServedProcess:
 
         def add() -> None:
             assert database_blocker is not None
-            usual = f"sqlite:///{self.data_dir}/relay.sqlite3"
+            usual = f"{SQLITE}{self.data_dir}/relay.sqlite3"
             with default_database(self.environment.get("DATABASE_URL", usual), database_blocker):
                 call_command("upstreams", "add", slug, url, *options, stdout=io.StringIO(), stderr=io.StringIO())
 

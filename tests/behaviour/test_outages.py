@@ -117,8 +117,8 @@ async def until(holds: Callable[[], Awaitable[bool]]) -> None:
             await asyncio.sleep(0.05)
 
 
-async def register(served: ServedProcess, slug: str, origin: Origin) -> None:
-    await served.register(slug, f"http://{origin.host}:{origin.port}", "--allow-network", "127.0.0.0/8")
+async def register(served: ServedProcess, slug: str, origin: Origin, *options: str) -> None:
+    await served.register(slug, f"http://{origin.host}:{origin.port}", "--allow-network", "127.0.0.0/8", *options)
 
 
 def stored_revision(data: Path) -> int:
@@ -198,9 +198,7 @@ async def test_away_under_load_loses_nothing(database: Database, tmp_path: Path,
     origin.on(b"/x", reply(body=b"fine"))
     environment = {"RELAY_ACCESS_LOG": "off", **database.environment}
     async with ServedProcess(data_dir=tmp_path / "data", environment=environment) as served:
-        await register(served, "o", origin)
-        opened = await served.manage("upstreams", "set", "o", "--set", "access=anyone")
-        assert opened.code == 0, opened.err
+        await register(served, "o", origin, "--access", "anyone")
 
         async def is_live() -> bool:
             return (await get(served, b"/relay/o/x")).status == 200

@@ -22,12 +22,12 @@ async def test_every_worker_sends_what_one_was_given_and_so_do_those_after_a_res
     origin: Origin, tmp_path: Path
 ) -> None:
     origin.on(b"/in", reply(200, [(b"Set-Cookie", b"session=s3cret; Path=/")]))
-    added = ("upstreams", "add", "legacy", origin.url, "--access", "anyone", "--allow-network", "127.0.0.0/8")
+    options = ("--access", "anyone", "--allow-network", "127.0.0.0/8", "--set", "cookie_mode=jar")
     async with ServedProcess(data_dir=tmp_path, workers=2, start_seconds=90) as served:
-        assert (await served.manage(*added, "--set", "cookie_mode=jar", within=60)).code == 0
+        await served.register("legacy", origin.url, *options)
         await until_live(served)
         await until_all_send(served, origin, [b"session=s3cret"])
-    async with ServedProcess(data_dir=tmp_path, workers=2, start_seconds=90) as served:
+    async with ServedProcess(data_dir=tmp_path, workers=2, start_seconds=90, first_run=False) as served:
         for _ in range(IN_A_ROW):
             assert await sent_up(served, origin) == [b"session=s3cret"]
 

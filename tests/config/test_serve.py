@@ -22,7 +22,8 @@ from django.db.utils import ConnectionHandler
 from django.test import override_settings
 
 from relay.management.commands import serve
-from tests.once import common_folder, made_once
+from tests.once import common_folder
+from tests.serving_ground import copy_prepared
 
 ROOT = Path(__file__).resolve().parents[2]
 LISTENING = re.compile(rb"Relay listening on (http://\S+) ")
@@ -68,13 +69,9 @@ async def serving(*arguments: str, env: Mapping[str, str]) -> AsyncIterator[tupl
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data folder after its first run."""
-
-    def run_first(data: Path) -> None:
-        done = run("first_run", env=environment(data))
-        assert done.returncode == 0, done.stderr
-        assert "The first admin is admin with the password " in done.stdout
-
-    return made_once(common_folder(tmp_path_factory) / "first-run-without-a-password", run_first)
+    data = tmp_path_factory.mktemp("data")
+    copy_prepared(data, common_folder(tmp_path_factory))
+    return data
 
 
 def test_a_wrong_environment_is_told_in_plain_lines(tmp_path: Path) -> None:
