@@ -42,7 +42,7 @@ run: $(VENV)/.installed
 test coverage: export PYTHONDONTWRITEBYTECODE =
 
 test: $(VENV)/.installed-dev chromium
-	$(VENV)/bin/python -X dev -m pytest $(AT_ONCE) $(PYTEST_ARGS)
+	$(VENV)/bin/python -m pytest $(AT_ONCE) $(PYTEST_ARGS)
 
 coverage: $(VENV)/.installed-dev chromium
 	$(VENV)/bin/python -m pytest $(AT_ONCE) --cov --cov-report= $(PYTEST_ARGS)

@@ -18,6 +18,7 @@ import pytest_django
 import trustme
 from django.core.management import call_command
 from django.db import connections
+from django.template.base import Template
 from hypothesis import HealthCheck, settings
 from playwright.async_api import Browser, async_playwright
 
@@ -29,6 +30,8 @@ from tests.origin import Origin
 from tests.serving_ground import Ground
 
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
+
+UNWATCHED_RENDER = Template._render
 
 # How fast examples are made says something about the machine, nothing about the relay.
 settings.register_profile("any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -42,7 +45,6 @@ def pytest_collection() -> Iterator[None]:
     try:
         return (yield)
     finally:
-        gc.collect()
         gc.freeze()
         gc.enable()
 
@@ -51,17 +53,26 @@ def pytest_collection() -> Iterator[None]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Whoever takes long begins: of xdist's processes each gets a slice of the list, and the last to end is short.
 
-    Tests that take long are those with a time limit of their own. Among themselves both kinds stay in random order.
+    Tests that take long are those with a time limit of their own, and they mostly wait: one process has none of them,
+    or the cores would be idle first and too few then. Among themselves both kinds stay in random order.
     """
     processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    with_long = max(processes - 1, 1)
     long = [item for item in items if item.get_closest_marker("timeout")]
-    short = [item for item in items if not item.get_closest_marker("timeout")]
-    bounds = [len(short) * n // processes for n in range(processes + 1)]
-    items[:] = [
-        item
-        for n, (start, end) in enumerate(itertools.pairwise(bounds))
-        for item in (*long[n::processes], *short[start:end])
-    ]
+    short = iter([item for item in items if not item.get_closest_marker("timeout")])
+    ordered: list[pytest.Item] = []
+    for n in range(processes):
+        size = (len(items) - len(ordered)) // (processes - n)  # as xdist cuts the list
+        begin = long[n::with_long] if n < with_long else []
+        ordered += (*begin, *itertools.islice(short, max(0, size - len(begin))))
+    items[:] = ordered
+
+
+@pytest.fixture(scope="session", autouse=True)
+def templates_render_unwatched(django_test_environment: None) -> None:
+    """Django's test client copies the context of each template that a page is made of. A page of the admin is made of
+    hundreds, and that takes a tenth of its time; `response.context_data` has what a view gave, too."""
+    Template._render = UNWATCHED_RENDER  # type: ignore[method-assign]
 
 
 @pytest.fixture(scope="session")
