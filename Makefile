@@ -1,12 +1,12 @@
 # What there is to do, each from a fresh clone with nothing but Python 3.11+ and make:
 #   make run     prepare everything and serve on 127.0.0.1:$PORT (8000)
 #   make test    all tests                     make check   lint, types, import laws, templates, migrations
-#   make fuzz    fuzz the reader of answers for FUZZ_SECONDS (60)
+#   make fuzz    fuzz the reader of answers for FUZZ_SECONDS (60), and compare it with h11 on FUZZ_EXAMPLES (1000)
 #   make bench   the side-by-side measurement  make lock    pin the newest versions that pyproject.toml allows
 #   make soak    look for lost requests and leaks for SOAK_MINUTES (10); soak-streams: hold STREAMS (10000) idle event
 #                streams for STREAM_MINUTES (5); soak-readers: 500 slow readers
 # Variables: PYTHON (which to make the environment with), VENV (where it is), PYTEST_ARGS, TEST_PROCESSES (one more than
-#   cores), BENCH_ARGS, FUZZ_SECONDS, SOAK_ARGS.
+#   cores), BENCH_ARGS, FUZZ_SECONDS, FUZZ_EXAMPLES, SOAK_ARGS.
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := run
@@ -18,6 +18,7 @@ VENV_BENCH ?= .venv-bench
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 FUZZ_SECONDS ?= 60
+FUZZ_EXAMPLES ?= 1000
 SOAK_ARGS ?=
 SOAK_MINUTES ?= 10
 STREAMS ?= 10000
@@ -32,6 +33,7 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 	if $$python $(OLD_ENOUGH) >/dev/null 2>&1; then command -v $$python; break; fi; done)
 # The locks are whole: resolving anew would only let an old pip look for newer releases of what has extras.
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r
+COMPARED = tests/upstreams/test_answers_against_h11.py tests/upstreams/test_exchanges_at_random.py
 TEMPLATES = $(shell find templates -name '*.html')
 
 run: $(VENV)/.installed
@@ -52,6 +54,7 @@ coverage: $(VENV)/.installed-dev chromium
 # What it finds is kept in .fuzz, and where the next run begins.
 fuzz: $(VENV)/.installed-dev
 	$(VENV)/bin/python -X dev -W error -m tests.fuzz.fuzz_answers -max_total_time=$(FUZZ_SECONDS)
+	RELAY_TEST_EXAMPLES=$(FUZZ_EXAMPLES) $(VENV)/bin/python -m pytest $(AT_ONCE) --timeout=0 $(COMPARED)
 
 check: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .

@@ -4,7 +4,7 @@ The law: what we take, h11 takes, and reads the same out of it. What h11 takes a
 `STRICTER` rules, and whatever falls under one is refused: the list is exact. What we read otherwise on purpose is in
 `is_h11s_own_limit` and `keeps_alive_by_h11`. Limits of size and number are left to test_answers.
 
-`RELAY_TEST_EXAMPLES` is how many answers are tried; 300 without it.
+`RELAY_TEST_EXAMPLES` is how many answers are tried; 100 without it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tests.upstreams.telling import Asked, read
 Fields = list[tuple[bytes, bytes]]
 
 TRIED = settings(
-    max_examples=int(os.environ.get("RELAY_TEST_EXAMPLES", "300")),
+    max_examples=int(os.environ.get("RELAY_TEST_EXAMPLES", "100")),
     derandomize=False,  # CI too looks for what was not seen before
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
