@@ -40,7 +40,7 @@ LOOK_SECONDS = 0.001
 ADMIN_PASSWORD = "a-password-for-the-admin"
 SQLITE = "sqlite:///"
 SHAPES_FIRST_RUN = ("DJANGO_SUPERUSER_PASSWORD", "RELAY_ADMIN_MFA", "SECRET_KEY")
-"""Variables by which the first run makes something else than usual."""
+"""Variables by which the first run makes something else than usual. So does a database other than SQLite."""
 
 
 class Ground:
@@ -296,10 +296,10 @@ class ServedProcess:
     async def _prepare(self) -> None:
         """Let `first_run` make the data folder, or copy what it made before."""
         is_new = not self.data_dir.exists() or not any(self.data_dir.iterdir())
-        own = self._added.get("DATABASE_URL", SQLITE)
-        is_usual = own.startswith(SQLITE) and not any(name in self._added for name in SHAPES_FIRST_RUN)
+        url = self._added.get("DATABASE_URL")
+        is_usual = (url is None or url.startswith(SQLITE)) and not any(name in self._added for name in SHAPES_FIRST_RUN)
         if is_new and is_usual and prepared_in is not None:
-            database = Path(own.removeprefix(SQLITE)) if "DATABASE_URL" in self._added else None
+            database = Path(url.removeprefix(SQLITE)) if url is not None else None
             await asyncio.to_thread(copy_prepared, self.data_dir, prepared_in, database=database)
         else:
             await run_first(self.environment, within=self.start_seconds)

@@ -197,10 +197,8 @@ def until_at_rest(ground: Ground) -> Callable[[], Awaitable[None]]:
 
 async def all_given_back(ground: Ground, *, within: float = 5.0) -> None:
     try:
-        async with asyncio.timeout(within):
-            while held(ground):  # noqa: ASYNC110 - nobody tells of it
-                await asyncio.sleep(0)
-    except TimeoutError:
+        await until(lambda: not held(ground), within=within)
+    except AssertionError:
         raise AssertionError(f"still held after {within} s: {held(ground)}") from None
 
 
