@@ -33,6 +33,7 @@ from relay.observing.descriptors import Descriptors
 from relay.upstreams import dialing, faults, listeners
 from relay.upstreams.dialing import Dialer
 from relay.upstreams.names import Found, Names
+from tests.behaviour.conftest import until
 from tests.origin import refusing_port, serving_context, silent_port
 from tests.upstreams.conftest import refusals_of
 
@@ -1055,18 +1056,12 @@ def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - one call, for a number
 
 
-async def until(true: Callable[[], object]) -> None:
-    async with asyncio.timeout(5):
-        while not true():  # noqa: ASYNC110 - nobody tells of it
-            await asyncio.sleep(0)
-
-
 async def cancelled_everywhere(dialer: Dialer, *, at_least: int) -> None:
     """Cancels a dial after each number of turns of the loop, until one is done before. Nothing may stay behind."""
     # The first connection of a loop opens descriptors that stay: libuv keeps one of /dev/null.
     servers = asyncio.all_tasks()
     await (await dialer.dial(Witness)).end()
-    await until(lambda: asyncio.all_tasks() <= servers)
+    await until(lambda: asyncio.all_tasks() <= servers, within=5)
     for _ in range(20):
         await asyncio.sleep(0)
     before = descriptors()
@@ -1083,8 +1078,8 @@ async def cancelled_everywhere(dialer: Dialer, *, at_least: int) -> None:
             dialing.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await dialing
-        await until(lambda: descriptors() == before)
-        await until(lambda: asyncio.all_tasks() <= servers)
+        await until(lambda: descriptors() == before, within=5)
+        await until(lambda: asyncio.all_tasks() <= servers, within=5)
         turns += 1
     assert turns >= at_least
 
@@ -1149,4 +1144,4 @@ class TestWhateverMomentItIsCancelledAtNothingStaysOpen:
                 waiting.cancel()
                 with pytest.raises(asyncio.CancelledError):
                     await waiting
-                await until(lambda before=before: descriptors() == before)
+                await until(lambda before=before: descriptors() == before, within=5)
