@@ -309,15 +309,31 @@ class ServedProcess:
         return await run_manage(*arguments, environment=self.environment, within=within)
 
     async def register(self, slug: str, url: str, *options: str) -> None:
-        """`manage.py upstreams add` on the same database, but in this process: one of its own takes a second."""
+        """`manage.py upstreams add` on the same database, but in this process: one of its own takes a second.
 
-        def add() -> None:
+        Done when every worker knows the upstream.
+        """
+
+        def add() -> int:
+            from relay.models import Revision  # once Django is set up
+
             assert database_blocker is not None
             usual = f"{SQLITE}{self.data_dir}/relay.sqlite3"
             with default_database(self.environment.get("DATABASE_URL", usual), database_blocker):
                 call_command("upstreams", "add", slug, url, *options, stdout=io.StringIO(), stderr=io.StringIO())
+                return Revision.objects.get().value
 
-        await asyncio.to_thread(add)
+        await self._until_in_force(await asyncio.to_thread(add))
+
+    async def _until_in_force(self, revision: int) -> None:
+        """Until every worker has told the others that it has read this revision."""
+        async with asyncio.timeout(20), Caller(self.port, deadline_seconds=20) as caller:
+            while True:
+                samples = (line.rpartition(" ") for line in (await caller.get(b"/metrics")).data.decode().splitlines())
+                told = {name: number for name, _, number in samples}
+                if int(told["relay_workers"]) == self.workers and int(told["relay_catalog_revision"]) >= revision:
+                    return
+                await asyncio.sleep(0.05)
 
     async def until_output(self, text: str, *, within: float = 5.0) -> str:
         """The first line of stdout or stderr, past or to come, that has `text` in it."""

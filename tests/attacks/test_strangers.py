@@ -39,9 +39,6 @@ async def served(origin: Origin, tmp_path: Path) -> AsyncIterator[ServedProcess]
     environment = {"RELAY_ACCESS_LOG": str(tmp_path / "access.log"), "RELAY_HEAD_TIMEOUT_SECONDS": "1"}
     async with ServedProcess(environment=environment) as served:
         await served.register("o", origin.url, "--allow-network", "127.0.0.0/8")
-        async with Caller(served.port) as caller:
-            while (await caller.get(b"/relay/o/a")).status == 404:
-                pass
         yield served
 
 

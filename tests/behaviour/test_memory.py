@@ -61,8 +61,6 @@ async def served(origin: Origin, many_files: None) -> AsyncIterator[ServedProces
     async with ServedProcess(environment={"RELAY_ACCESS_LOG": "off"}) as served:
         await served.register("o", origin.url, "--access", "anyone", "--allow-network", "127.0.0.0/8")
         async with Caller(served.port) as caller:
-            while (await caller.get(b"/relay/o/warm")).status == 404:
-                pass
             for _ in range(20):
                 await caller.get(b"/relay/o/warm", method=b"POST", body=bytes(MIB))
         yield served

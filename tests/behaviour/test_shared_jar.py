@@ -25,19 +25,12 @@ async def test_every_worker_sends_what_one_was_given_and_so_do_those_after_a_res
     options = ("--access", "anyone", "--allow-network", "127.0.0.0/8", "--set", "cookie_mode=jar")
     async with ServedProcess(data_dir=tmp_path, workers=2, start_seconds=90) as served:
         await served.register("legacy", origin.url, *options)
-        await until_live(served)
+        async with Caller(served.port) as caller:
+            assert (await caller.get(b"/relay/legacy/in")).status == 200
         await until_all_send(served, origin, [b"session=s3cret"])
     async with ServedProcess(data_dir=tmp_path, workers=2, start_seconds=90, first_run=False) as served:
         for _ in range(IN_A_ROW):
             assert await sent_up(served, origin) == [b"session=s3cret"]
-
-
-async def until_live(served: ServedProcess) -> None:
-    async with asyncio.timeout(EFFECT_SECONDS):
-        while True:
-            async with Caller(served.port, deadline_seconds=EFFECT_SECONDS) as caller:
-                if (await caller.get(b"/relay/legacy/in")).status == 200:
-                    return
 
 
 async def until_all_send(served: ServedProcess, origin: Origin, cookies: list[bytes]) -> None:
