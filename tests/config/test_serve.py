@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 from django.core.management.base import SystemCheckError
 from django.db.utils import ConnectionHandler
@@ -23,7 +24,7 @@ from django.test import override_settings
 
 from relay.management.commands import serve
 from tests.once import common_folder
-from tests.serving_ground import copy_prepared
+from tests.serving_ground import ServedProcess, copy_prepared
 
 ROOT = Path(__file__).resolve().parents[2]
 LISTENING = re.compile(rb"Relay listening on (http://\S+) ")
@@ -194,6 +195,14 @@ async def test_two_serve_on_one_data_folder_and_a_stop_is_clean(prepared: Path) 
             output, _ = await process.communicate()
         assert process.returncode == 0
         assert b"Application shutdown complete." in output
+        assert b"rror" not in output
+
+
+async def test_workers_share_what_was_loaded_before_them() -> None:
+    async with ServedProcess(workers=2) as served:
+        for worker in psutil.Process(served.pid).children():
+            memory = worker.memory_full_info()
+            assert memory.uss < memory.rss / 2
 
 
 def test_two_first_runs_at_once_make_one_admin(tmp_path: Path) -> None:
