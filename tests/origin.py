@@ -679,6 +679,14 @@ def patterned(length: int, *, offset: int = 0) -> bytes:
     return (bytes(range(251)) * (length // 251 + 2))[start : start + length]
 
 
+def patterned_sha256(length: int) -> str:
+    """The digest of `patterned(length)`, of which only a piece is held at a time."""
+    digest = hashlib.sha256()
+    for offset in range(0, length, PIECE_BYTES):
+        digest.update(patterned(min(PIECE_BYTES, length - offset), offset=offset))
+    return digest.hexdigest()
+
+
 # Certificates, and ports where nobody answers.
 
 

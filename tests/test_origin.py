@@ -27,6 +27,7 @@ from tests.origin import (
     echo,
     hang,
     patterned,
+    patterned_sha256,
     raw,
     refusing_port,
     reply,
@@ -270,7 +271,7 @@ async def test_large_bodies_arrive_whole_both_ways(origin: Origin) -> None:
     length = 3_000_000
     origin.on(b"/down", counted(length))
     origin.on(b"/up", upload_sink())
-    expected = hashlib.sha256(patterned(length)).hexdigest()
+    expected = patterned_sha256(length)
     async with Caller(origin.port) as caller:
         down = await caller.get(b"/down", keep=False)
         assert (down.data, down.body.length, down.body.sha256, down.body.ended) == (

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import pytest
 
 from tests.behaviour.conftest import Relayed, until_still
 from tests.caller import Caller, Ended, request_bytes
-from tests.origin import Exchange, Gate, Origin, chunked, counted, drip, head_bytes, patterned, raw, sse
+from tests.origin import (
+    Exchange,
+    Gate,
+    Origin,
+    chunked,
+    counted,
+    drip,
+    head_bytes,
+    patterned,
+    patterned_sha256,
+    raw,
+    sse,
+)
 from tests.serving_ground import Ground
 
 MIB = 1024 * 1024
@@ -120,7 +130,7 @@ async def test_a_caller_who_stops_reading_stops_the_origin_and_reading_on_gets_t
         body = await slow.read_body(keep=False)
     assert body.length == total
     assert body.ended.cleanly
-    assert body.sha256 == hashlib.sha256(patterned(total)).hexdigest()
+    assert body.sha256 == patterned_sha256(total)
 
 
 async def test_one_slow_reader_holds_nobody_else_up(origin: Origin, relayed: Relayed, ground: Ground) -> None:

@@ -28,6 +28,7 @@ from tests.origin import (
     early,
     echo,
     patterned,
+    patterned_sha256,
     reply,
     upload_sink,
 )
@@ -50,7 +51,7 @@ async def test_a_counted_body_reaches_the_origin_whole_and_counted(
     relayed()
     origin.on(b"/take", echo())
     answer = await caller.get(b"/relay/o/take", method=b"POST", body=patterned(size))
-    assert json.loads(answer.data)["body_sha256"] == hashlib.sha256(patterned(size)).hexdigest()
+    assert json.loads(answer.data)["body_sha256"] == patterned_sha256(size)
     assert framing_of(await origin.next_request()) == [(b"content-length", b"%d" % size)]
 
 
@@ -150,7 +151,7 @@ async def test_an_origin_that_stops_reading_stops_the_caller_and_reading_on_gets
         assert 0 < sent < IN_FLIGHT_BYTES
         gate.open()
         assert (await answering).data == b"%d" % total
-    assert request.body_sha256 == hashlib.sha256(patterned(total)).hexdigest()
+    assert request.body_sha256 == patterned_sha256(total)
 
 
 # Before the decision nothing is read.
