@@ -18,7 +18,10 @@ from config.settings import _database as with_options
 def default_database(url: str, blocker: DjangoDbBlocker) -> Iterator[BaseDatabaseWrapper]:
     """The database at `url` is Django's default one, for this thread and no other."""
     usual = connections["default"]
-    own = ConnectionHandler({"default": with_options(dict(dj_database_url.parse(url)))})["default"]
+    settings = with_options(dict(dj_database_url.parse(url)))
+    # Django knows a pool by the alias alone: the next database would get connections to this one.
+    settings["OPTIONS"].pop("pool", None)
+    own = ConnectionHandler({"default": settings})["default"]
     with blocker.unblock(), closing(own):
         connections["default"] = own
         try:
