@@ -322,9 +322,11 @@ def _certificates(pem: str) -> list[x509.Certificate]:
     if "PRIVATE KEY-----" in pem:
         raise ValueError("There is a private key in this: it belongs into the private key alone.")
     try:
-        return x509.load_pem_x509_certificates(pem.encode())
-    except ValueError:
+        chain = x509.load_pem_x509_certificates(pem.encode())
+        chain[0].public_key()
+    except Exception:  # cryptography has a dozen reasons
         raise ValueError(f"These certificates cannot be read. {advice}") from None
+    return chain
 
 
 def _private_key(pem: str) -> PrivateKeyTypes:

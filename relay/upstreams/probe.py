@@ -106,6 +106,23 @@ def _in_words(problem: Exception) -> str:
     return str(getattr(problem, "strerror", None) or type(problem).__name__)
 
 
+def _facts_of(certificate: bytes) -> dict[str, Any]:
+    """Of one in DER. Raises whatever cryptography finds wrong with it."""
+    read = x509.load_der_x509_certificate(certificate)
+    expires = read.not_valid_after_utc
+    return {
+        "subject": read.subject.rfc4514_string(),
+        "issuer": read.issuer.rfc4514_string(),
+        "expires": expires.isoformat(),
+        "days_left": (expires - datetime.now(UTC)).days,
+    }
+
+
+def _on_one_line(name: str) -> str:
+    """Whoever made the certificate chose it, and a terminal obeys control characters."""
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in name)
+
+
 def _is_address(host: str) -> bool:
     try:
         ip_address(host)
@@ -253,21 +270,14 @@ class _Attempt:
         encoded = tls.getpeercert(binary_form=True)
         if encoded is None:
             return f"{tls.version()}, no certificate", facts
-        certificate = x509.load_der_x509_certificate(encoded)
-        expires = certificate.not_valid_after_utc
-        days_left = (expires - datetime.now(UTC)).days
-        facts |= {
-            "subject": certificate.subject.rfc4514_string(),
-            "issuer": certificate.issuer.rfc4514_string(),
-            "expires": expires.isoformat(),
-            "days_left": days_left,
-        }
-        unverified = "" if self._upstream.verify_tls else ", NOT VERIFIED"
-        detail = (
-            f"{tls.version()}{unverified}, certificate of {facts['subject'] or 'nobody'} from "
-            f"{facts['issuer'] or 'nobody'}, expires {expires:%Y-%m-%d} ({days_left} days left)"
-        )
-        return detail, facts
+        shown = f"{tls.version()}{'' if self._upstream.verify_tls else ', NOT VERIFIED'}"
+        try:
+            facts |= (told := _facts_of(encoded))
+        except Exception:  # stricter than OpenSSL, which decides, and with a dozen reasons
+            return f"{shown}, a certificate that cannot be read", facts
+        subject, issuer = (_on_one_line(told[name]) or "nobody" for name in ("subject", "issuer"))
+        expires, days_left = told["expires"][:10], told["days_left"]
+        return f"{shown}, certificate of {subject} from {issuer}, expires {expires} ({days_left} days left)", facts
 
     async def _request(self) -> _Found:
         reader, writer = self._wire

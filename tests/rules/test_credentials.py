@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Mapping
 from typing import Any
 
@@ -204,6 +205,27 @@ def test_a_key_among_the_certificates_is_refused(authority: trustme.CA) -> None:
     chain, key = pem_pair(authority)
     with pytest.raises(SettingRefused, match="private key"):
         certificate(chain + key, key)
+
+
+OTHER_VERSION = b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x09"
+OTHER_KIND_OF_KEY = b"\x2a\x86\x48\xce\x3d\x02\x01", b"\x2a\x86\x48\xce\x3d\x02\x09"
+
+
+@pytest.mark.parametrize(("one", "other"), [OTHER_VERSION, OTHER_KIND_OF_KEY])
+def test_certificates_that_make_no_sense_are_refused_with_what_to_do(
+    authority: trustme.CA, one: bytes, other: bytes
+) -> None:
+    chain, key = pem_pair(authority)
+    der = ssl.PEM_cert_to_DER_cert(chain)
+    assert one in der
+    with pytest.raises(SettingRefused, match="Paste whole PEM certificates"):
+        certificate(ssl.DER_cert_to_PEM_cert(der.replace(one, other)), key)
+
+
+@pytest.mark.parametrize("text", ["nonsense", "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"])
+def test_text_that_is_no_certificate_is_refused_with_what_to_do(authority: trustme.CA, text: str) -> None:
+    with pytest.raises(SettingRefused, match="Paste whole PEM certificates"):
+        certificate(text, pem_pair(authority)[1])
 
 
 def test_a_key_with_a_passphrase_is_refused(authority: trustme.CA) -> None:

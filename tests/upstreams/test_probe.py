@@ -9,6 +9,7 @@ import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from ipaddress import ip_network
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -153,6 +154,35 @@ async def test_without_verification_it_is_said(authority: trustme.CA) -> None:
         steps = await steps_of(upstream(origin.port, scheme="https", host="localhost", verify_tls=False))
         assert "NOT VERIFIED" in steps["tls"].detail
         assert steps["http"].succeeded
+
+
+async def test_a_certificate_that_makes_no_sense_is_one_that_cannot_be_read(
+    authority: trustme.CA, tmp_path: Path
+) -> None:
+    """OpenSSL takes a version that does not exist from a server that is not verified."""
+    issued = authority.issue_cert("localhost")
+    der = ssl.PEM_cert_to_DER_cert(issued.cert_chain_pems[0].bytes().decode())
+    version = b"\xa0\x03\x02\x01\x02"
+    assert version in der
+    pem = ssl.DER_cert_to_PEM_cert(der.replace(version, b"\xa0\x03\x02\x01\x09"))
+    (tmp_path / "pem").write_text(issued.private_key_pem.bytes().decode() + pem)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "pem")
+    async with Origin(tls=context) as origin:
+        origin.otherwise(reply(200))
+        steps = await steps_of(upstream(origin.port, scheme="https", host="localhost", verify_tls=False))
+        assert steps["tls"].detail == "TLSv1.3, NOT VERIFIED, a certificate that cannot be read"
+        assert steps["tls"].facts == {"version": "TLSv1.3", "verified": False}
+        assert steps["http"].succeeded
+
+
+async def test_what_a_certificate_calls_itself_stays_on_its_line(authority: trustme.CA) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost", common_name="a\x1b[2J\nb").configure_cert(context)
+    async with Origin(tls=context) as origin:
+        origin.otherwise(reply(200))
+        steps = await steps_of(upstream(origin.port, scheme="https", host="localhost", ca_bundle=bundle(authority)))
+        assert r"CN=a\x1b[2J\nb" in steps["tls"].detail
 
 
 async def test_plain_http_behind_an_https_url_fails_at_tls(origin: Origin) -> None:
