@@ -1,6 +1,7 @@
 # What there is to do, each from a fresh clone with nothing but Python 3.11+ and make:
 #   make run     prepare everything and serve on 127.0.0.1:$PORT (8000)
 #   make test    all tests                     make check   lint, types, import laws, templates, migrations
+#   make coverage  all tests, and what of the code they reach; coverage-rules: the rules by their own tests alone
 #   make fuzz    fuzz the reader of answers for FUZZ_SECONDS (60), and compare it with h11 on FUZZ_EXAMPLES (1000)
 #   make bench   the side-by-side measurement  make lock    pin the newest versions that pyproject.toml allows
 #   make soak    look for lost requests and leaks for SOAK_MINUTES (10); soak-streams: hold STREAMS (10000) idle event
@@ -11,7 +12,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := run
 .DELETE_ON_ERROR:
-.PHONY: run test coverage fuzz check format bench soak soak-streams soak-readers lock chromium load-tools clean
+.PHONY: run test coverage coverage-rules fuzz check format bench soak soak-streams soak-readers lock chromium load-tools clean
 
 VENV ?= .venv
 VENV_BENCH ?= .venv-bench
@@ -41,7 +42,7 @@ run: $(VENV)/.installed
 	@WEB_CONCURRENCY=$${WEB_CONCURRENCY:-1} exec $(VENV)/bin/python manage.py serve
 
 # Processes by the hundred import the same modules: what they compiled is kept, whatever the caller's environment says.
-test coverage: export PYTHONDONTWRITEBYTECODE =
+test coverage coverage-rules: export PYTHONDONTWRITEBYTECODE =
 
 test: $(VENV)/.installed-dev chromium
 	$(VENV)/bin/python -m pytest $(AT_ONCE) $(PYTEST_ARGS)
@@ -50,6 +51,11 @@ coverage: $(VENV)/.installed-dev chromium
 	$(VENV)/bin/python -m pytest $(AT_ONCE) --cov --cov-report= $(PYTEST_ARGS)
 	$(VENV)/bin/python -m coverage report --include='relay/rules/*' --fail-under=100
 	$(VENV)/bin/python -m coverage report --include='relay/*' --fail-under=90
+
+# The rules have to be whole by their own tests.
+coverage-rules: $(VENV)/.installed-dev
+	$(VENV)/bin/python -m pytest $(AT_ONCE) --cov --cov-report= tests/rules
+	$(VENV)/bin/python -m coverage report --include='relay/rules/*' --fail-under=100
 
 # What it finds is kept in .fuzz, and where the next run begins.
 fuzz: $(VENV)/.installed-dev

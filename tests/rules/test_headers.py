@@ -24,6 +24,7 @@ from relay.rules.headers import (
     isolate,
     read_request,
     read_response,
+    read_trailers,
 )
 
 HOST = (b"host", b"relay.example")
@@ -79,6 +80,26 @@ def test_what_the_relay_decides_itself_is_noted_and_dropped() -> None:
     assert fields.cookies == (b"a=1", b"b=2")
     assert fields.forwarding == {b"x-forwarded-for": [b"1.1.1.1", b"2.2.2.2"], b"forwarded": [b"for=x"]}
     assert (fields.request_id, fields.content_length, fields.has_body) == (b"abc", 7, True)
+
+
+def test_a_key_may_be_shown_in_two_places_but_not_two_keys() -> None:
+    bearer, field = (b"authorization", b"Bearer rk_a"), (b"relay-key", b" rk_a\t")
+    for pairs in ([bearer], [field], [bearer, field], [field, bearer], [bearer, bearer]):
+        assert read(*pairs).key == b"rk_a"
+    assert read().key is None
+    for pairs in ([bearer, (b"relay-key", b"rk_b")], [field, (b"authorization", b"Bearer rk_b")]):
+        with pytest.raises(RequestRefused, match="differ"):
+            read(*pairs)
+    with pytest.raises(RequestRefused, match="more than one Relay-Key"):
+        read(field, field)
+
+
+@pytest.mark.parametrize(
+    ("referer", "passes"),
+    [(b"https://a.example/x?y=1", True), (b"https://a.example/x?relay-signature=abc", False)],
+)
+def test_a_referer_passes_unless_it_holds_a_signature(referer: bytes, passes: bool) -> None:
+    assert read((b"referer", referer)).pairs == ([(b"referer", referer)] if passes else [])
 
 
 def test_two_request_ids_are_none() -> None:
@@ -297,6 +318,22 @@ def test_rule_values_cannot_break_out_of_their_line(value: str) -> None:
         check_rule_value(value)
 
 
+# Trailers.
+
+
+def test_trailers_pass_in_order_without_what_a_head_decides() -> None:
+    pairs = [
+        *[(b"X-Sum", b"1"), (b"Content-Length", b"3"), (b"Set-Cookie", b"a=1"), (b"Transfer-Encoding", b"chunked")],
+        *[
+            (b"X-Forwarded-For", b"1.1.1.1"),
+            (b"Cache-Control", b"no-store"),
+            (b"Server-Timing", b"a"),
+            (b"x-sum", b"2"),
+        ],
+    ]
+    assert read_trailers(pairs) == [(b"x-sum", b"1"), (b"server-timing", b"a"), (b"x-sum", b"2")]
+
+
 # Origins.
 
 
@@ -312,6 +349,14 @@ def test_isolated_answers_are_sandboxed_and_never_sniffed() -> None:
     own = [(b"x-content-type-options", b"none"), (b"content-security-policy", b"default-src *"), (b"a", b"1")]
     assert isolate([*own], names={name for name, _ in own}) == [
         *own[1:],
+        (b"x-content-type-options", b"nosniff"),
+        (b"content-security-policy", SANDBOX),
+    ]
+
+
+def test_what_has_no_word_on_sniffing_is_isolated_all_the_same() -> None:
+    assert isolate([(b"a", b"1")], names={b"a"}) == [
+        (b"a", b"1"),
         (b"x-content-type-options", b"nosniff"),
         (b"content-security-policy", SANDBOX),
     ]

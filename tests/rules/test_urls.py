@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.rules.urls import parse_base_url, parse_proxy_url
+from relay.rules.urls import Address, parse_address, parse_base_url, parse_proxy_url
 
 
 @pytest.mark.parametrize(
@@ -291,3 +291,44 @@ def test_any_credentials_survive_percent_encoding(username: str, password: str) 
         assert ":" in username or any(character < " " or character == "\x7f" for character in username + password)
     else:
         assert (proxy.username, proxy.password) == (username, password)
+
+
+# Addresses of targets.
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("10.20.0.7:8080", Address("10.20.0.7", 8080, "10.20.0.7:8080")),
+        (" A.Example ", Address("a.example", None, "a.example")),
+        ("a.example:80", Address("a.example", 80, "a.example:80")),
+        ("[::1]:81", Address("::1", 81, "[::1]:81")),
+        ("[2001:DB8::0:1]", Address("2001:db8::1", None, "[2001:db8::1]")),
+        ("B\u00dcCHER.example", Address("xn--bcher-kva.example", None, "xn--bcher-kva.example")),
+    ],
+)
+def test_an_address_is_a_host_and_perhaps_a_port(text: str, address: Address) -> None:
+    assert parse_address(text) == address
+    assert parse_address(address.text) == address
+
+
+@pytest.mark.parametrize(
+    ("text", "advice"),
+    [
+        ("", "Give a host"),
+        (" \t", "Give a host"),
+        ("http://a.example", "host and port alone"),
+        ("a.example/v1", "host and port alone"),
+        ("a.example?x", "host and port alone"),
+        ("a.example#x", "host and port alone"),
+        ("u@a.example", "host and port alone"),
+        ("a b.example", "white space and control characters"),
+        ("a.example\x00", "white space and control characters"),
+        ("a.example:", "number from 1 to 65535"),
+        ("a.example:0", "number from 1 to 65535"),
+        ("::1", "brackets"),
+    ],
+)
+def test_an_address_that_could_be_misread_is_refused_with_advice(text: str, advice: str) -> None:
+    with pytest.raises(ValueError, match=rf"^(?=[A-Z]).*{advice}.*\.$"):
+        parse_address(text)
