@@ -69,9 +69,11 @@ HANDOVER_SECONDS = 2
 """How long a worker whose place is taken still accepts: a new one needs about one to start."""
 
 LOADED_BY_WORKERS = (
-    *("relay.serving.application", "relay.serving.protocol"),
-    *("uvicorn.lifespan.on", "uvicorn.loops.uvloop", "uvicorn.protocols.http.httptools_impl"),
+    *("config.door.lockout", "config.middleware", "config.static", "relay.admin.authorship"),
+    *("relay.serving.application", "relay.serving.protocol", "uvicorn.lifespan.on", "uvicorn.loops.uvloop"),
 )
+"""Modules that nothing need have loaded before there are workers. All others of the relay's are loaded by now, but
+`config.asgi`: it makes the application, and each worker has its own."""
 
 _whole_relay_stops = mmap.mmap(-1, 1)
 """One byte that the arbiter writes and its workers, forked from it, read."""

@@ -327,13 +327,20 @@ class ServedProcess:
 
     async def _until_in_force(self, revision: int) -> None:
         """Until every worker has told the others that it has read this revision."""
-        async with asyncio.timeout(20), Caller(self.port, deadline_seconds=20) as caller:
+        async with asyncio.timeout(20):
             while True:
-                samples = (line.rpartition(" ") for line in (await caller.get(b"/metrics")).data.decode().splitlines())
-                told = {name: number for name, _, number in samples}
-                if int(told["relay_workers"]) == self.workers and int(told["relay_catalog_revision"]) >= revision:
+                told = await self.numbers()
+                if told["relay_workers"] == self.workers and told["relay_catalog_revision"] >= revision:
                     return
                 await asyncio.sleep(0.05)
+
+    async def numbers(self) -> dict[str, float]:
+        """What `/metrics` tells, by name and labels as they stand there."""
+        async with Caller(self.port, deadline_seconds=30) as caller:
+            answer = await caller.get(b"/metrics")
+        assert answer.status == 200
+        samples = (line.rpartition(" ") for line in answer.data.decode().splitlines() if not line.startswith("#"))
+        return {name: float(number) for name, _, number in samples}
 
     async def until_output(self, text: str, *, within: float = 5.0) -> str:
         """The first line of stdout or stderr, past or to come, that has `text` in it."""

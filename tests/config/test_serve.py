@@ -195,14 +195,38 @@ async def test_two_serve_on_one_data_folder_and_a_stop_is_clean(prepared: Path) 
             output, _ = await process.communicate()
         assert process.returncode == 0
         assert b"Application shutdown complete." in output
-        assert b"rror" not in output
+        assert b"error" not in output.lower()
 
 
 async def test_workers_share_what_was_loaded_before_them() -> None:
     async with ServedProcess(workers=2) as served:
-        for worker in psutil.Process(served.pid).children():
+        workers = psutil.Process(served.pid).children()
+        assert len(workers) == 2
+        for worker in workers:
             memory = worker.memory_full_info()
             assert memory.uss < memory.rss / 2
+
+
+def test_workers_load_no_code_of_the_relays_but_what_makes_the_application(prepared: Path) -> None:
+    """So a reload never mixes the code that was there with what is there now."""
+    code = """
+import sys
+import django
+
+django.setup()
+from config import gunicorn
+
+gunicorn.share_with_workers()
+before = set(sys.modules)
+import config.asgi
+from django.contrib.staticfiles.storage import staticfiles_storage
+
+staticfiles_storage.base_url
+print(sorted(name for name in sys.modules.keys() - before if name.startswith(("config", "relay"))))
+"""
+    env = environment(prepared, DJANGO_SETTINGS_MODULE="config.settings")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, timeout=30)
+    assert done.stdout == "['config.asgi']\n", done.stderr
 
 
 def test_two_first_runs_at_once_make_one_admin(tmp_path: Path) -> None:
